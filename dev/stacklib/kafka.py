@@ -1,0 +1,103 @@
+"""Apache Kafka in KRaft mode, one or three nodes, each broker and controller at once."""
+import shutil
+import signal
+import subprocess
+
+from .process import Process, StackError, accepts_connections
+from .settings import KAFKA_LIBS
+
+# A small heap and the cheapest compiler: a test broker lives for seconds to minutes.
+JVM = ["-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Duser.timezone=UTC"]
+STARTED = b"Kafka Server started"
+
+
+def process(settings, node):
+    return Process(settings.folder, f"kafka-{node}")
+
+
+def _java(main_class, *arguments):
+    if not any(KAFKA_LIBS.glob("kafka_*.jar")):
+        raise StackError(f"no Kafka in {KAFKA_LIBS}: run dev/install")
+    java = shutil.which("java")
+    if not java:
+        raise StackError("no java: run dev/install")
+    return [java, *JVM, "-cp", f"{KAFKA_LIBS}/*", main_class, *arguments]
+
+
+def _properties(settings, node):
+    ports, nodes = settings.ports, settings.nodes()
+    copies = len(nodes)
+    in_sync = 2 if copies >= 3 else 1
+    client = f"PLAINTEXT://127.0.0.1:{ports[f'broker-{node}']}"
+    return {
+        "process.roles": "broker,controller",
+        "node.id": node,
+        "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{ports[f'controller-{n}']}" for n in nodes),
+        "listeners": f"{client},CONTROLLER://127.0.0.1:{ports[f'controller-{node}']}",
+        "advertised.listeners": client,
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": _data(settings, node),
+        "num.network.threads": 2,
+        "num.io.threads": 4,
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": copies,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.num.partitions": 4,
+        "offsets.topic.replication.factor": copies,
+        "transaction.state.log.num.partitions": 4,
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.num.partitions": 1,
+        "share.coordinator.state.topic.replication.factor": copies,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        # What follows only makes rebalances and elections fast.
+        "group.initial.rebalance.delay.ms": 0,
+        "group.min.session.timeout.ms": 1000,
+        "broker.heartbeat.interval.ms": 400,
+        "broker.session.timeout.ms": 2000,
+        "controller.quorum.election.timeout.ms": 1000,
+    }
+
+
+def _folder(settings, node):
+    return settings.folder / "kafka" / str(node)
+
+
+def _data(settings, node):
+    return _folder(settings, node) / "data"
+
+
+def start(settings, node):
+    """Formats the node's folder if it is new, starts the node and waits until it serves."""
+    one = process(settings, node)
+    if one.pid() is not None:
+        return
+    folder = _folder(settings, node)
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = folder / "server.properties"
+    configuration.write_text("".join(f"{key}={value}\n" for key, value in _properties(settings, node).items()))
+    if not (_data(settings, node) / "meta.properties").exists():
+        _format(settings, node, configuration)
+    before = one.spawn(
+        _java("kafka.Kafka", configuration), env={**settings.clock_env(), "LOG_DIR": str(folder)}, cwd=folder
+    )
+    one.wait_until(lambda: STARTED in one.log_since(before), deadline_s=90)
+    one.wait_until(lambda: accepts_connections(settings.ports[f"broker-{node}"]))
+
+
+def _format(settings, node, configuration):
+    done = subprocess.run(
+        _java("kafka.tools.StorageTool", "format", "-t", settings.cluster_id, "-c", str(configuration)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise StackError(f"formatting Kafka node {node} failed\n{done.stdout}{done.stderr}")
+
+
+def stop(settings, node, kill=False):
+    """A graceful stop hands leaderships over first and takes about two seconds; a kill is what a crash looks like."""
+    return process(settings, node).stop(signal.SIGKILL if kill else signal.SIGTERM)

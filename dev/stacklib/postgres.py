@@ -1,0 +1,117 @@
+"""Postgres from the system's packages, on a private directory and port, never the system's own cluster."""
+import glob
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .process import Process, StackError
+from .settings import DATABASE
+
+SYSTEM_USER = "postgres"
+# "immediate" ends it like a crash: the next start replays the log.
+STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+def process(settings):
+    return Process(settings.folder, "postgres")
+
+
+def _program(name):
+    def version(path):
+        return [int(number) for number in re.findall(r"\d+", path)]
+
+    found = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), key=version)
+    path = found[-1] if found else shutil.which(name)
+    if not path:
+        raise StackError(f"no Postgres program {name}: run dev/install")
+    return path
+
+
+def _user():
+    """Postgres refuses to run as root."""
+    return SYSTEM_USER if os.geteuid() == 0 else None
+
+
+def _run(settings, *command):
+    user = _user()
+    as_user = {"user": user, "group": user, "extra_groups": []} if user else {}
+    done = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, **settings.clock_env()},
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+        **as_user,
+    )
+    if done.returncode != 0:
+        raise StackError(f"{Path(command[0]).name} failed\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _configuration(settings):
+    values = {
+        "listen_addresses": "'127.0.0.1'",
+        "port": settings.ports["postgres"],
+        "unix_socket_directories": "''",
+        "max_connections": 200,
+        # Tests ask when a row was committed.
+        "track_commit_timestamp": "on",
+        "timezone": "'UTC'",
+        "log_timezone": "'UTC'",
+        "log_line_prefix": "'%m [%p] %a %d '",
+    }
+    if settings.postgres_fast:
+        values |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    return "".join(f"{key} = {value}\n" for key, value in values.items())
+
+
+def make_data_folder(settings):
+    """Made before anything is started, so that `down` knows of it whatever happens next."""
+    settings.postgres_data = tempfile.mkdtemp(prefix="feed-worker-postgres-")
+    if _user():
+        entry = pwd.getpwnam(SYSTEM_USER)
+        os.chown(settings.postgres_data, entry.pw_uid, entry.pw_gid)
+
+
+def remove_data_folder(settings):
+    if settings.postgres_data:
+        shutil.rmtree(settings.postgres_data, ignore_errors=True)
+
+
+def start(settings):
+    one = process(settings)
+    if one.pid() is not None:
+        return
+    data = Path(settings.postgres_data)
+    fresh = not (data / "PG_VERSION").exists()
+    if fresh:
+        # Without --no-sync initdb flushes some thousand small files that nobody would miss after a crash of the machine.
+        _run(settings, _program("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
+             "--locale=C.UTF-8", "--no-sync", "--no-instructions")
+        with open(data / "postgresql.conf", "a", encoding="utf-8") as file:
+            file.write(_configuration(settings))
+    else:
+        # After a kill -9 the old pid file may name a process that now is somebody else's.
+        (data / "postmaster.pid").unlink(missing_ok=True)
+    one.spawn([_program("postgres"), "-D", data], env=settings.clock_env(), user=_user(), cwd="/")
+    one.wait_until(lambda: _accepts(settings))
+    if fresh:
+        _run(settings, _program("psql"), "-XqAt", "-h", "127.0.0.1", "-p", settings.ports["postgres"], "-U", "postgres",
+             "-c", f"CREATE DATABASE {DATABASE}", "postgres")
+
+
+def _accepts(settings):
+    """Real readiness: the port opens before crash recovery is over."""
+    return subprocess.run(
+        [_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(settings.ports["postgres"])], check=False
+    ).returncode == 0
+
+
+def stop(settings, mode="fast"):
+    return process(settings).stop(STOP_SIGNALS[mode])

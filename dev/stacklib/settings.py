@@ -1,0 +1,126 @@
+"""What one stack is: its folder, its choices and its ports. Kept in `state.json`, so that a part comes back on its old port."""
+import glob
+import json
+import os
+import secrets
+import shlex
+import base64
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .process import StackError, free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").resolve()
+KAFKA_LIBS = ROOT / "target" / "kafka" / "libs"
+TOOLS = ROOT / "target" / "tools"
+
+BUCKET = "video-window-interactions"
+REGION = "us-east-1"
+DATABASE = "feed_worker"
+# Not secret: they open a server on the loopback address that holds invented data.
+ACCESS_KEY, SECRET_KEY = "feed-worker-local", "feed-worker-local-secret"
+
+
+def new_cluster_id():
+    """Kafka's form of a UUID: 22 characters of URL-safe base64. A leading dash would look like an option."""
+    while True:
+        text = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+@dataclass
+class Settings:
+    folder: Path
+    brokers: int = 1
+    s3: str = "builtin"
+    s3_folder: str = ""
+    clock_offset_s: int = 0
+    postgres_fast: bool = False
+    cluster_id: str = field(default_factory=new_cluster_id)
+    ports: dict = field(default_factory=dict)
+    # Postgres refuses to run as root, and its user may not be able to enter the repository: a temporary directory.
+    postgres_data: str = ""
+
+    @classmethod
+    def load(cls, folder):
+        try:
+            return cls(folder=folder, **json.loads((folder / "state.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def save(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        values = asdict(self)
+        del values["folder"]
+        temporary = self.folder / "state.json.new"
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.rename(self.folder / "state.json")
+
+    def choose_ports(self):
+        names = ["postgres", "s3", "registry"]
+        for node in self.nodes():
+            names += [f"broker-{node}", f"controller-{node}"]
+        self.ports = dict(zip(names, free_ports(len(names))))
+
+    def nodes(self):
+        return range(1, self.brokers + 1)
+
+    def s3_data(self):
+        return Path(self.s3_folder) if self.s3_folder else self.folder / "s3"
+
+    def bootstrap_servers(self):
+        return ",".join(f"127.0.0.1:{self.ports[f'broker-{node}']}" for node in self.nodes())
+
+    def clock_env(self):
+        """Environment that puts a process under the stack's clock. The offset is relative, so all processes agree."""
+        if self.clock_offset_s == 0:
+            return {}
+        return {
+            "LD_PRELOAD": faketime_library(),
+            "FAKETIME": f"{self.clock_offset_s:+d}s",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def exports(self):
+        """Everything in the env file: enough to run every command of the worker against this stack."""
+        values = {
+            "DATABASE_URL": f"postgres://postgres@127.0.0.1:{self.ports['postgres']}/{DATABASE}",
+            "FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers(),
+            "FEED_WORKER_REGISTRY__URL": f"http://127.0.0.1:{self.ports['registry']}",
+            "FEED_WORKER_S3__ENDPOINT": f"http://127.0.0.1:{self.ports['s3']}",
+            "FEED_WORKER_S3__BUCKET": BUCKET,
+            "FEED_WORKER_S3__REGION": REGION,
+            "FEED_WORKER_S3__FORCE_PATH_STYLE": "true",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "STACK_DIR": self.folder,
+            "STACK_BROKERS": self.brokers,
+            "STACK_KAFKA_LIBS": KAFKA_LIBS,
+            "STACK_S3": self.s3,
+            "STACK_S3_DIR": self.s3_data(),
+            "STACK_POSTGRES_DATA": self.postgres_data,
+            "STACK_CLOCK_OFFSET_S": self.clock_offset_s,
+        }
+        if self.s3 == "builtin":
+            values["STACK_S3_FAULT_URL"] = f"http://127.0.0.1:{self.ports['s3']}/_fault"
+        clock = self.clock_env()
+        if clock:
+            # LD_PRELOAD itself is not exported: whoever sources the file keeps the real clock in his shell.
+            values["STACK_LD_PRELOAD"] = clock["LD_PRELOAD"]
+            values["STACK_FAKETIME"] = clock["FAKETIME"]
+            values["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
+        return {name: str(value) for name, value in values.items()}
+
+    def write_env(self):
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.exports().items()]
+        (self.folder / "env").write_text("\n".join(lines) + "\n")
+
+
+def faketime_library():
+    """The library without thread support: the other one (libfaketimeMT) was seen to hang Kafka."""
+    found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
+    if not found:
+        raise StackError("a shifted clock needs libfaketime: run dev/install")
+    return found[0]
