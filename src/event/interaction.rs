@@ -1,0 +1,245 @@
+//! The domain value, and the rules that make one of what an event holds.
+
+use uuid::Uuid;
+
+use super::metadata::{self, Entry};
+use super::raw::{Field, Raw, RawEvent, RawMetadata};
+use super::reject::{Reject, RejectReason};
+use super::timestamp;
+use super::types::{InteractionTypes, TypeId};
+
+/// One accepted event: all limits are checked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interaction<'a> {
+    pub user_id: Uuid,
+    pub video_id: Uuid,
+    pub interaction_type: TypeId,
+    /// By the client's clock.
+    pub occurred_at_ms: i64,
+    pub watch_time_seconds: Option<f64>,
+    /// `None`: the video was not recommended.
+    pub recommendation_score: Option<f64>,
+    pub position: Option<i32>,
+    /// The producer's own id.
+    pub event_id: Option<Uuid>,
+    pub algorithm: Option<&'a str>,
+    pub experiment_variant_id: Option<&'a str>,
+    pub feed_session_id: Option<&'a str>,
+    /// Canonical JSON (RFC 8785): an object of strings.
+    pub metadata: Option<&'a str>,
+}
+
+const STRING_BYTES_MAX: usize = 256;
+/// 2000-01-01T00:00:00Z, which is also where Postgres's own clock begins.
+const OCCURRED_AT_MS_MIN: i64 = 946_684_800_000;
+/// Clients' clocks are wrong by hours, not by days.
+const OCCURRED_AHEAD_MS_MAX: i64 = 86_400_000;
+
+/// What the rules need to know beside the event.
+pub(super) struct Checks<'c> {
+    pub types: &'c InteractionTypes,
+    pub recorded_at_ms: i64,
+}
+
+impl Checks<'_> {
+    /// Applies the rules in the order of the reader schema. `entries` are those of `metadata`; their
+    /// canonical text is written to `canonical`, and borrowed by the result.
+    pub fn apply<'a>(
+        &self,
+        raw: &RawEvent<'a>,
+        entries: &mut Vec<Entry<'_>>,
+        canonical: &'a mut String,
+    ) -> Result<Interaction<'a>, Reject> {
+        let user_id = required(Field::UserId, uuid(Field::UserId, raw.user_id)?)?;
+        let video_id = required(Field::VideoId, uuid(Field::VideoId, raw.video_id)?)?;
+        let interaction_type = required(
+            Field::InteractionType,
+            self.interaction_type(raw.interaction_type)?,
+        )?;
+        let watch_time_seconds = double(Field::WatchTime, raw.watch_time)?;
+        if watch_time_seconds.is_some_and(|seconds| seconds < 0.0) {
+            return Err(reject(RejectReason::OutOfRange, Field::WatchTime).detail("below zero"));
+        }
+        let occurred_at_ms = required(Field::Timestamp, self.timestamp(raw.timestamp)?)?;
+        Ok(Interaction {
+            user_id,
+            video_id,
+            interaction_type,
+            occurred_at_ms,
+            watch_time_seconds,
+            event_id: uuid(Field::EventId, raw.event_id)?,
+            feed_session_id: string(Field::FeedSessionId, raw.feed_session_id)?,
+            algorithm: string(Field::Algorithm, raw.algorithm)?,
+            experiment_variant_id: string(Field::ExperimentVariantId, raw.experiment_variant_id)?,
+            recommendation_score: double(Field::RecommendationScore, raw.recommendation_score)?,
+            position: position(raw.position)?,
+            metadata: match raw.metadata {
+                RawMetadata::Absent => None,
+                RawMetadata::Entries => Some(metadata::write_checked(entries, canonical)?),
+                RawMetadata::TooMany => return Err(metadata::too_many_entries()),
+                RawMetadata::Other(found) => {
+                    return Err(wrong_type(Field::Metadata, "an object of strings", found));
+                }
+            },
+        })
+    }
+
+    fn interaction_type(&self, raw: Raw<'_>) -> Result<Option<TypeId>, Reject> {
+        let Some(text) = text(Field::InteractionType, raw)? else {
+            return Ok(None);
+        };
+        match self.types.lookup(text) {
+            Some(id) => Ok(Some(id)),
+            None => Err(reject(
+                RejectReason::UnknownInteractionType,
+                Field::InteractionType,
+            )),
+        }
+    }
+
+    fn timestamp(&self, raw: Raw<'_>) -> Result<Option<i64>, Reject> {
+        let bad =
+            |detail: &str| reject(RejectReason::BadTimestamp, Field::Timestamp).detail(detail);
+        let ms = match raw {
+            Raw::Absent => return Ok(None),
+            Raw::Integer(ms) => ms,
+            Raw::Text(text) => {
+                timestamp::parse_iso8601_ms(text).ok_or_else(|| bad("not ISO 8601"))?
+            }
+            Raw::Number(text) => {
+                whole_number(text).ok_or_else(|| bad("not a whole number of milliseconds"))?
+            }
+            other => {
+                return Err(wrong_type(
+                    Field::Timestamp,
+                    "a timestamp",
+                    type_name(other),
+                ));
+            }
+        };
+        if ms < OCCURRED_AT_MS_MIN {
+            return Err(bad("before 2000-01-01"));
+        }
+        if ms > self.recorded_at_ms.saturating_add(OCCURRED_AHEAD_MS_MAX) {
+            return Err(bad("more than a day ahead of Kafka's timestamp"));
+        }
+        Ok(Some(ms))
+    }
+}
+
+fn required<T>(field: Field, value: Option<T>) -> Result<T, Reject> {
+    value.ok_or_else(|| reject(RejectReason::MissingField, field))
+}
+
+fn uuid(field: Field, raw: Raw<'_>) -> Result<Option<Uuid>, Reject> {
+    let text = match raw {
+        Raw::Uuid(bytes) => return Ok(Some(Uuid::from_bytes(bytes))),
+        raw => text(field, raw)?,
+    };
+    let Some(text) = text else { return Ok(None) };
+    // The length leaves only the hyphenated form of those that the parser knows.
+    match Uuid::try_parse_ascii(text.as_bytes()) {
+        Ok(uuid) if text.len() == 36 => Ok(Some(uuid)),
+        _ => Err(reject(RejectReason::BadUuid, field)
+            .detail(format!("{} bytes are no hyphenated uuid", text.len()))),
+    }
+}
+
+fn string<'a>(field: Field, raw: Raw<'a>) -> Result<Option<&'a str>, Reject> {
+    let Some(text) = text(field, raw)? else {
+        return Ok(None);
+    };
+    if text.is_empty() || text.len() > STRING_BYTES_MAX {
+        let detail = format!("{} bytes, 1 to {STRING_BYTES_MAX} are allowed", text.len());
+        return Err(reject(RejectReason::BadString, field).detail(detail));
+    }
+    if text.as_bytes().contains(&0) {
+        return Err(reject(RejectReason::BadString, field).detail("holds NUL"));
+    }
+    Ok(Some(text))
+}
+
+fn text<'a>(field: Field, raw: Raw<'a>) -> Result<Option<&'a str>, Reject> {
+    match raw {
+        Raw::Absent => Ok(None),
+        Raw::Text(text) => Ok(Some(text)),
+        other => Err(wrong_type(field, "a string", type_name(other))),
+    }
+}
+
+fn double(field: Field, raw: Raw<'_>) -> Result<Option<f64>, Reject> {
+    let value = match raw {
+        Raw::Absent => return Ok(None),
+        Raw::Double(value) => value,
+        Raw::Integer(value) => value as f64,
+        // The grammar of JSON numbers is a part of the one that `parse` knows.
+        Raw::Number(text) => text.parse().unwrap_or(f64::NAN),
+        other => return Err(wrong_type(field, "a number", type_name(other))),
+    };
+    if value.is_finite() {
+        Ok(Some(value))
+    } else {
+        Err(reject(RejectReason::OutOfRange, field).detail("not a finite double"))
+    }
+}
+
+fn position(raw: Raw<'_>) -> Result<Option<i32>, Reject> {
+    let out_of_range =
+        || reject(RejectReason::OutOfRange, Field::Position).detail("0 to 2147483647 is allowed");
+    let value = match raw {
+        Raw::Absent => return Ok(None),
+        Raw::Integer(value) => value,
+        Raw::Number(text) => match whole_number(text) {
+            Some(value) => value,
+            None if text
+                .parse::<f64>()
+                .is_ok_and(|n| n.fract() == 0.0 || n.is_infinite()) =>
+            {
+                return Err(out_of_range());
+            }
+            None => {
+                return Err(wrong_type(Field::Position, "a whole number", "fraction"));
+            }
+        },
+        other => {
+            return Err(wrong_type(
+                Field::Position,
+                "a whole number",
+                type_name(other),
+            ));
+        }
+    };
+    match i32::try_from(value) {
+        Ok(value) if value >= 0 => Ok(Some(value)),
+        _ => Err(out_of_range()),
+    }
+}
+
+/// The value of a JSON number that has no fraction and is exact as a double or fits 64 bits.
+fn whole_number(text: &str) -> Option<i64> {
+    /// Beyond it not every whole number is a double.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    if let Ok(value) = text.parse() {
+        return Some(value);
+    }
+    let value: f64 = text.parse().ok()?;
+    (value.fract() == 0.0 && value.abs() <= EXACT_MAX).then_some(value as i64)
+}
+
+fn type_name(raw: Raw<'_>) -> &'static str {
+    match raw {
+        Raw::Absent => "null",
+        Raw::Text(_) => "string",
+        Raw::Uuid(_) => "fixed",
+        Raw::Integer(_) | Raw::Double(_) | Raw::Number(_) => "number",
+        Raw::Other(name) => name,
+    }
+}
+
+fn reject(reason: RejectReason, field: Field) -> Reject {
+    Reject::new(reason).field(field.name())
+}
+
+fn wrong_type(field: Field, wanted: &str, found: &str) -> Reject {
+    reject(RejectReason::WrongType, field).detail(format!("{found} where {wanted} is wanted"))
+}

@@ -1,0 +1,321 @@
+//! Events as plain JSON, as the feed's API emits them and as they are met.
+//!
+//! - The keys of the reader schema are taken as they are, case included. Every other top-level key is
+//!   an entry of the metadata, beside the entries of `metadata` itself. If both have the same key, the
+//!   one in `metadata` counts: it was put there on purpose, the other one is the remainder.
+//! - The score is `recommendationScore`, else `recommendation_score`, else the entry
+//!   `recommendationScore`, else `recommendation_score`, of `metadata`: the first that is there and not
+//!   null. That one leaves the metadata. Those after it stay, or become, entries of it. Inside
+//!   `metadata` it may also be a string that holds a JSON number, for these are maps of strings to
+//!   many; whatever else it is, the event is refused (`wrong_type`), not read as "not recommended".
+//! - An entry that is no string is kept as its JSON text, byte for byte as it was sent: `1.50` stays
+//!   `1.50`, `null` stays `null`, and white space in a nested object stays too.
+//! - Null in a field, `recommendation_score` included, is as good as nothing. A `metadata` that is
+//!   neither null nor an object is refused.
+//! - Refused as a whole: a key twice in one object at any level (escapes make no difference), anything
+//!   but white space after the object, objects and arrays more than 32 deep, half a surrogate pair.
+//!   Of so many keys that the metadata limit is passed for certain the rest is not read.
+
+pub(super) mod scan;
+
+use std::mem;
+
+use super::interaction::{Checks, Interaction};
+use super::metadata::{self, ENTRIES_MAX, Entry};
+use super::raw::{Field, Raw, RawEvent, RawMetadata};
+use super::reject::{Reject, RejectReason};
+use scan::{Fault, Kind, Scanner, Token};
+
+/// The other way in which the score is met.
+const SCORE_SNAKE_CASE: &str = "recommendation_score";
+
+/// So many keys and the metadata has too many entries for certain: one may leave it as the score.
+const KEYS_MAX: usize = ENTRIES_MAX + 1;
+
+type Pair<'v> = (Token<'v>, Token<'v>);
+
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    unknown: Vec<Pair<'static>>,
+    entries: Vec<Pair<'static>>,
+    nested_keys: Vec<Token<'static>>,
+    /// Values of the strings that have escapes, one after the other, and where each ends.
+    unescaped: String,
+    unescaped_ends: Vec<usize>,
+}
+
+/// What was sent, as it stands in the text.
+#[derive(Debug)]
+struct Sent<'v> {
+    fields: [Option<Token<'v>>; Field::ALL.len()],
+    score_snake_case: Option<Token<'v>>,
+    unknown: Vec<Pair<'v>>,
+    entries: Vec<Pair<'v>>,
+}
+
+pub(super) fn decode<'a>(
+    value: &'a [u8],
+    checks: &Checks<'_>,
+    scratch: &'a mut super::Scratch,
+) -> Result<Interaction<'a>, Reject> {
+    let text = std::str::from_utf8(value).map_err(|error| {
+        Reject::new(RejectReason::JsonMalformed)
+            .detail(format!("not UTF-8 after byte {}", error.valid_up_to()))
+    })?;
+    let json = &mut scratch.json;
+    let mut sent = Sent {
+        fields: [None; Field::ALL.len()],
+        score_snake_case: None,
+        unknown: mem::take(&mut json.unknown),
+        entries: mem::take(&mut json.entries),
+    };
+    let mut scanner = Scanner::new(text, mem::take(&mut json.nested_keys));
+    let read = sent.read(&mut scanner);
+    json.nested_keys = recycle_tokens(scanner.into_keys());
+    let accepted = read.and_then(|()| {
+        sent.unescape(&mut json.unescaped, &mut json.unescaped_ends);
+        sent.place_unescaped(&json.unescaped, &json.unescaped_ends);
+        let mut entries = mem::take(&mut scratch.entries);
+        let accepted = sent
+            .resolve(&mut entries)
+            .and_then(|raw| checks.apply(&raw, &mut entries, &mut scratch.canonical));
+        scratch.entries = metadata::recycle(entries);
+        accepted
+    });
+    json.unknown = recycle_pairs(sent.unknown);
+    json.entries = recycle_pairs(sent.entries);
+    accepted
+}
+
+impl<'v> Sent<'v> {
+    /// Reads the text to its end.
+    fn read(&mut self, scanner: &mut Scanner<'v>) -> Result<(), Reject> {
+        let mut known = None;
+        self.read_object(scanner, &mut known)
+            .map_err(|fault| refused(fault, scanner.position(), known))
+    }
+
+    /// `known` is left at the field that was last met, if the key was one.
+    fn read_object(
+        &mut self,
+        scanner: &mut Scanner<'v>,
+        known: &mut Option<Field>,
+    ) -> Result<(), Fault> {
+        scanner.open_object()?;
+        let mut is_first = true;
+        while let Some(key) = scanner.key(is_first)? {
+            is_first = false;
+            *known = field_of_key(&key);
+            match *known {
+                Some(field) => {
+                    let value = if field == Field::Metadata && scanner.at_object() {
+                        read_entries(scanner, &mut self.entries)?
+                    } else {
+                        scanner.value(1)?
+                    };
+                    put_once(self.fields.get_mut(field as usize), value)?;
+                }
+                None if key.is(SCORE_SNAKE_CASE) => {
+                    let value = scanner.value(1)?;
+                    put_once(Some(&mut self.score_snake_case), value)?;
+                }
+                None => {
+                    let value = scanner.value(1)?;
+                    push_entry(&mut self.unknown, key, value)?;
+                }
+            }
+        }
+        *known = None;
+        scanner.end()
+    }
+
+    /// Every token that may be a string with escapes, always in the same order.
+    fn for_each_token(&mut self, mut visit: impl FnMut(&mut Token<'v>)) {
+        self.fields.iter_mut().flatten().for_each(&mut visit);
+        self.score_snake_case.iter_mut().for_each(&mut visit);
+        for (key, value) in self.unknown.iter_mut().chain(&mut self.entries) {
+            visit(key);
+            visit(value);
+        }
+    }
+
+    fn unescape(&mut self, text: &mut String, ends: &mut Vec<usize>) {
+        text.clear();
+        ends.clear();
+        self.for_each_token(|token| {
+            if token.kind == Kind::Escaped {
+                text.extend(token.chars());
+                ends.push(text.len());
+            }
+        });
+    }
+
+    /// Points the tokens that had escapes to their values.
+    fn place_unescaped(&mut self, text: &'v str, ends: &[usize]) {
+        if ends.is_empty() {
+            return;
+        }
+        let mut start = 0;
+        let mut ends = ends.iter();
+        self.for_each_token(|token| {
+            if token.kind == Kind::Escaped
+                && let Some(&end) = ends.next()
+            {
+                token.kind = Kind::String;
+                token.text = text.get(start..end).unwrap_or_default();
+                start = end;
+            }
+        });
+    }
+
+    /// Says of every field what it holds, and fills `entries` with what is metadata.
+    fn resolve(&mut self, entries: &mut Vec<Entry<'v>>) -> Result<RawEvent<'v>, Reject> {
+        let mut raw = RawEvent::default();
+        for (field, token) in Field::ALL.into_iter().zip(&self.fields) {
+            if let Some(token) = token {
+                raw.set(field, raw_of(token));
+            }
+        }
+        let metadata_is_object = self
+            .fields
+            .get(Field::Metadata as usize)
+            .is_some_and(|sent| sent.is_some_and(|token| token.kind == Kind::Object));
+        self.settle_score(&mut raw)?;
+        // Of two entries with one key the later counts: those of `metadata` itself.
+        let kept = self.unknown.iter().chain(&self.entries);
+        entries.extend(kept.map(|(key, value)| (key.text, value.text)));
+        let may_take_entries = matches!(raw.metadata, RawMetadata::Absent) || metadata_is_object;
+        if may_take_entries && (metadata_is_object || !entries.is_empty()) {
+            raw.metadata = RawMetadata::Entries;
+        }
+        Ok(raw)
+    }
+
+    /// Finds the score in the first of its places, and takes it out of there.
+    fn settle_score(&mut self, raw: &mut RawEvent<'v>) -> Result<(), Reject> {
+        let snake_case = self
+            .score_snake_case
+            .take()
+            .filter(|token| token.kind != Kind::Null);
+        if raw.recommendation_score != Raw::Absent {
+            if let Some(value) = snake_case {
+                let kind = Kind::String;
+                let text = SCORE_SNAKE_CASE;
+                self.unknown.push((Token { kind, text }, value));
+            }
+            return Ok(());
+        }
+        if let Some(value) = snake_case {
+            raw.recommendation_score = raw_of(&value);
+            return Ok(());
+        }
+        for name in [Field::RecommendationScore.name(), SCORE_SNAKE_CASE] {
+            let is_score = |(key, value): &Pair<'v>| key.text == name && value.kind != Kind::Null;
+            let Some(at) = self.entries.iter().position(is_score) else {
+                continue;
+            };
+            let (_, value) = self.entries.remove(at);
+            raw.recommendation_score = match raw_of(&value) {
+                Raw::Text(text) if scan::is_number(text) => Raw::Number(text),
+                other => other,
+            };
+            return Ok(());
+        }
+        Ok(())
+    }
+}
+
+fn field_of_key(key: &Token<'_>) -> Option<Field> {
+    match key.kind {
+        Kind::Escaped => Field::ALL.into_iter().find(|field| key.is(field.name())),
+        _ => Field::of_name(key.text),
+    }
+}
+
+/// Reads the object that is `metadata`; the token says no more than that it was one.
+fn read_entries<'v>(
+    scanner: &mut Scanner<'v>,
+    entries: &mut Vec<Pair<'v>>,
+) -> Result<Token<'v>, Fault> {
+    // A second `metadata` is found to be a duplicate after its entries: they must not mix.
+    entries.clear();
+    scanner.open_object()?;
+    let mut is_first = true;
+    while let Some(key) = scanner.key(is_first)? {
+        is_first = false;
+        let value = scanner.value(2)?;
+        push_entry(entries, key, value)?;
+    }
+    Ok(Token {
+        kind: Kind::Object,
+        text: "",
+    })
+}
+
+fn put_once<'v>(slot: Option<&mut Option<Token<'v>>>, value: Token<'v>) -> Result<(), Fault> {
+    match slot {
+        Some(slot) if slot.is_none() => {
+            *slot = Some(value);
+            Ok(())
+        }
+        _ => Err(Fault::DuplicateKey),
+    }
+}
+
+/// The comparison with all keys so far is bounded by [`KEYS_MAX`].
+fn push_entry<'v>(
+    entries: &mut Vec<Pair<'v>>,
+    key: Token<'v>,
+    value: Token<'v>,
+) -> Result<(), Fault> {
+    if entries.iter().any(|(known, _)| known.same(&key)) {
+        return Err(Fault::DuplicateKey);
+    }
+    if entries.len() >= KEYS_MAX {
+        return Err(Fault::TooManyKeys);
+    }
+    entries.push((key, value));
+    Ok(())
+}
+
+fn raw_of<'v>(token: &Token<'v>) -> Raw<'v> {
+    match token.kind {
+        Kind::String | Kind::Escaped => Raw::Text(token.text),
+        Kind::Number => Raw::Number(token.text),
+        Kind::Null => Raw::Absent,
+        Kind::Boolean => Raw::Other("boolean"),
+        Kind::Object => Raw::Other("object"),
+        Kind::Array => Raw::Other("array"),
+    }
+}
+
+fn refused(fault: Fault, position: usize, known: Option<Field>) -> Reject {
+    match fault {
+        Fault::Malformed(what) => {
+            Reject::new(RejectReason::JsonMalformed).detail(format!("{what} at byte {position}"))
+        }
+        Fault::DuplicateKey => {
+            let reject = Reject::new(RejectReason::JsonDuplicateKey)
+                .detail(format!("before byte {position}"));
+            match known {
+                Some(field) => reject.field(field.name()),
+                None => reject,
+            }
+        }
+        Fault::TooManyKeys => metadata::too_many_entries(),
+    }
+}
+
+/// Gives the buffer back without what it held. (The compiler collects in place: no allocation.)
+fn recycle_tokens(mut tokens: Vec<Token<'_>>) -> Vec<Token<'static>> {
+    tokens.clear();
+    tokens.into_iter().map(|_| Token::NULL).collect()
+}
+
+fn recycle_pairs(mut pairs: Vec<Pair<'_>>) -> Vec<Pair<'static>> {
+    pairs.clear();
+    pairs
+        .into_iter()
+        .map(|_| (Token::NULL, Token::NULL))
+        .collect()
+}

@@ -1,0 +1,434 @@
+//! A strict JSON scanner (RFC 8259) over text that is known to be UTF-8. It hands out slices and
+//! copies nothing; recursion and memory are bounded whatever the text says.
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+/// Objects and arrays within each other, the event itself included. Deeper, and a recursion per level
+/// would cost stack that nobody accounts for.
+pub const DEPTH_MAX: usize = 32;
+
+/// Keys of nested objects that are remembered at once, to find duplicates. So many do not fit into
+/// the metadata limit; without a bound a value of 1 MiB could make us remember 200,000.
+const NESTED_KEYS_MAX: usize = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A string whose text is its value.
+    String,
+    /// A string with escapes: its text has yet to be unescaped.
+    Escaped,
+    Number,
+    Boolean,
+    Null,
+    Object,
+    Array,
+}
+
+/// One value as it stands in the text; of a string what is between the quotes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Token<'v> {
+    pub kind: Kind,
+    pub text: &'v str,
+}
+
+impl<'v> Token<'v> {
+    pub const NULL: Token<'static> = Token {
+        kind: Kind::Null,
+        text: "null",
+    };
+
+    pub fn is_string(&self) -> bool {
+        matches!(self.kind, Kind::String | Kind::Escaped)
+    }
+
+    /// Characters of a string's value.
+    pub fn chars(&self) -> Unescaped<'v> {
+        Unescaped(self.text.chars(), self.kind == Kind::Escaped)
+    }
+
+    /// A string's value.
+    pub fn decoded(&self) -> Cow<'v, str> {
+        match self.kind {
+            Kind::Escaped => Cow::Owned(self.chars().collect()),
+            _ => Cow::Borrowed(self.text),
+        }
+    }
+
+    /// Whether the string's value is `name`.
+    pub fn is(&self, name: &str) -> bool {
+        match self.kind {
+            Kind::Escaped => self.chars().eq(name.chars()),
+            _ => self.text == name,
+        }
+    }
+
+    /// Whether two strings have the same value.
+    pub fn same(&self, other: &Self) -> bool {
+        if self.kind == Kind::Escaped || other.kind == Kind::Escaped {
+            self.chars().eq(other.chars())
+        } else {
+            self.text == other.text
+        }
+    }
+
+    fn cmp_value(&self, other: &Self) -> Ordering {
+        if self.kind == Kind::Escaped || other.kind == Kind::Escaped {
+            self.chars().cmp(other.chars())
+        } else {
+            self.text.cmp(other.text)
+        }
+    }
+}
+
+/// What is wrong with the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Malformed(&'static str),
+    DuplicateKey,
+    TooManyKeys,
+}
+
+type Scanned<T> = Result<T, Fault>;
+
+#[derive(Debug)]
+pub struct Scanner<'v> {
+    text: &'v str,
+    position: usize,
+    /// Keys of the nested objects that are open.
+    keys: Vec<Token<'v>>,
+}
+
+impl<'v> Scanner<'v> {
+    /// `keys` is an empty buffer to work with.
+    pub fn new(text: &'v str, keys: Vec<Token<'v>>) -> Self {
+        Self {
+            text,
+            position: 0,
+            keys,
+        }
+    }
+
+    pub fn into_keys(self) -> Vec<Token<'v>> {
+        self.keys
+    }
+
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    pub fn open_object(&mut self) -> Scanned<()> {
+        self.skip_space();
+        self.expect(b'{', "an object is wanted")
+    }
+
+    pub fn at_object(&mut self) -> bool {
+        self.skip_space();
+        self.peek() == Some(b'{')
+    }
+
+    /// The next key of the object that was opened, with its colon, or `None` at the closing brace.
+    /// Duplicates are the caller's affair.
+    pub fn key(&mut self, is_first: bool) -> Scanned<Option<Token<'v>>> {
+        self.skip_space();
+        match self.peek() {
+            Some(b'}') => {
+                self.position += 1;
+                return Ok(None);
+            }
+            Some(b',') if !is_first => {
+                self.position += 1;
+                self.skip_space();
+            }
+            _ if is_first => {}
+            _ => return Err(Fault::Malformed("a comma or a closing brace is wanted")),
+        }
+        let key = self.string()?;
+        self.skip_space();
+        self.expect(b':', "a colon is wanted")?;
+        Ok(Some(key))
+    }
+
+    /// The next value, checked to its end. `depth` objects and arrays are open around it.
+    pub fn value(&mut self, depth: usize) -> Scanned<Token<'v>> {
+        self.skip_space();
+        let start = self.position;
+        let kind = match self.peek() {
+            Some(b'"') => return self.string(),
+            Some(b'{') => {
+                self.nested_object(depth + 1)?;
+                Kind::Object
+            }
+            Some(b'[') => {
+                self.nested_array(depth + 1)?;
+                Kind::Array
+            }
+            Some(b't') => {
+                self.literal("true")?;
+                Kind::Boolean
+            }
+            Some(b'f') => {
+                self.literal("false")?;
+                Kind::Boolean
+            }
+            Some(b'n') => {
+                self.literal("null")?;
+                Kind::Null
+            }
+            Some(b'-' | b'0'..=b'9') => {
+                self.number()?;
+                Kind::Number
+            }
+            _ => return Err(Fault::Malformed("a value is wanted")),
+        };
+        let text = self.slice(start, self.position);
+        Ok(Token { kind, text })
+    }
+
+    /// Nothing but white space may follow.
+    pub fn end(&mut self) -> Scanned<()> {
+        self.skip_space();
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(Fault::Malformed("something follows the object")),
+        }
+    }
+
+    fn nested_object(&mut self, depth: usize) -> Scanned<()> {
+        check_depth(depth)?;
+        self.position += 1;
+        let outer_keys = self.keys.len();
+        let mut is_first = true;
+        while let Some(key) = self.key(is_first)? {
+            is_first = false;
+            if self.keys.len() >= NESTED_KEYS_MAX {
+                return Err(Fault::TooManyKeys);
+            }
+            self.keys.push(key);
+            self.value(depth)?;
+        }
+        let own_keys = self.keys.get_mut(outer_keys..).unwrap_or_default();
+        own_keys.sort_unstable_by(Token::cmp_value);
+        if own_keys.array_windows().any(|[a, b]| a.same(b)) {
+            return Err(Fault::DuplicateKey);
+        }
+        self.keys.truncate(outer_keys);
+        Ok(())
+    }
+
+    fn nested_array(&mut self, depth: usize) -> Scanned<()> {
+        check_depth(depth)?;
+        self.position += 1;
+        self.skip_space();
+        if self.peek() == Some(b']') {
+            self.position += 1;
+            return Ok(());
+        }
+        loop {
+            self.value(depth)?;
+            self.skip_space();
+            match self.peek() {
+                Some(b',') => self.position += 1,
+                Some(b']') => {
+                    self.position += 1;
+                    return Ok(());
+                }
+                _ => return Err(Fault::Malformed("a comma or a closing bracket is wanted")),
+            }
+        }
+    }
+
+    fn string(&mut self) -> Scanned<Token<'v>> {
+        self.expect(b'"', "a string is wanted")?;
+        let start = self.position;
+        let mut kind = Kind::String;
+        loop {
+            let rest = self.rest();
+            let Some(plain) = rest
+                .iter()
+                .position(|&b| b == b'"' || b == b'\\' || b < 0x20)
+            else {
+                return Err(Fault::Malformed("a string has no end"));
+            };
+            self.position += plain;
+            match self.peek() {
+                Some(b'"') => {
+                    let text = self.slice(start, self.position);
+                    self.position += 1;
+                    return Ok(Token { kind, text });
+                }
+                Some(b'\\') => {
+                    kind = Kind::Escaped;
+                    self.escape()?;
+                }
+                _ => return Err(Fault::Malformed("a control character in a string")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Scanned<()> {
+        self.position += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                self.position += 1;
+                Ok(())
+            }
+            Some(b'u') => {
+                self.position += 1;
+                match self.hex4()? {
+                    0xD800..=0xDBFF => {
+                        const LONE: &str = "half a surrogate pair";
+                        self.expect(b'\\', LONE)?;
+                        self.expect(b'u', LONE)?;
+                        match self.hex4()? {
+                            0xDC00..=0xDFFF => Ok(()),
+                            _ => Err(Fault::Malformed(LONE)),
+                        }
+                    }
+                    0xDC00..=0xDFFF => Err(Fault::Malformed("half a surrogate pair")),
+                    _ => Ok(()),
+                }
+            }
+            _ => Err(Fault::Malformed("an unknown escape")),
+        }
+    }
+
+    fn hex4(&mut self) -> Scanned<u32> {
+        let mut value = 0;
+        for _ in 0..4 {
+            let digit = self.peek().and_then(|b| char::from(b).to_digit(16));
+            value = value * 16 + digit.ok_or(Fault::Malformed("an escape of four hex digits"))?;
+            self.position += 1;
+        }
+        Ok(value)
+    }
+
+    fn number(&mut self) -> Scanned<()> {
+        const BAD: &str = "not a number";
+        if self.peek() == Some(b'-') {
+            self.position += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.position += 1;
+        } else {
+            self.digits(BAD)?;
+        }
+        if self.peek() == Some(b'.') {
+            self.position += 1;
+            self.digits(BAD)?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.position += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.position += 1;
+            }
+            self.digits(BAD)?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self, what: &'static str) -> Scanned<()> {
+        let rest = self.rest();
+        let count = rest
+            .iter()
+            .position(|b| !b.is_ascii_digit())
+            .unwrap_or(rest.len());
+        self.position += count;
+        if count == 0 {
+            return Err(Fault::Malformed(what));
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self, word: &str) -> Scanned<()> {
+        if !self.rest().starts_with(word.as_bytes()) {
+            return Err(Fault::Malformed("an unknown word"));
+        }
+        self.position += word.len();
+        Ok(())
+    }
+
+    fn expect(&mut self, byte: u8, what: &'static str) -> Scanned<()> {
+        if self.peek() != Some(byte) {
+            return Err(Fault::Malformed(what));
+        }
+        self.position += 1;
+        Ok(())
+    }
+
+    fn skip_space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.position += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.position).copied()
+    }
+
+    fn rest(&self) -> &'v [u8] {
+        self.text
+            .as_bytes()
+            .get(self.position..)
+            .unwrap_or_default()
+    }
+
+    /// Both ends are next to ASCII, so this is never empty for want of a character's boundary.
+    fn slice(&self, start: usize, end: usize) -> &'v str {
+        self.text.get(start..end).unwrap_or_default()
+    }
+}
+
+fn check_depth(depth: usize) -> Scanned<()> {
+    if depth > DEPTH_MAX {
+        return Err(Fault::Malformed("nested too deep"));
+    }
+    Ok(())
+}
+
+/// Whether `text` is one JSON number and nothing else.
+pub fn is_number(text: &str) -> bool {
+    let mut scanner = Scanner::new(text, Vec::new());
+    scanner.number().is_ok() && scanner.position == text.len()
+}
+
+/// Characters of a string whose escapes were checked by the scanner.
+#[derive(Debug, Clone)]
+pub struct Unescaped<'v>(std::str::Chars<'v>, bool);
+
+impl Unescaped<'_> {
+    fn hex4(&mut self) -> u32 {
+        let mut digits = self.0.by_ref().take(4);
+        digits
+            .try_fold(0, |value, c| Some(value * 16 + c.to_digit(16)?))
+            .unwrap_or(0)
+    }
+}
+
+impl Iterator for Unescaped<'_> {
+    type Item = char;
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.0.next()?;
+        if c != '\\' || !self.1 {
+            return Some(c);
+        }
+        Some(match self.0.next()? {
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'u' => {
+                let mut unit = self.hex4();
+                if (0xD800..0xDC00).contains(&unit) {
+                    self.0.by_ref().take(2).for_each(drop);
+                    let low = self.hex4();
+                    unit = 0x10000 + ((unit & 0x3FF) << 10) + (low & 0x3FF);
+                }
+                char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER)
+            }
+            other => other,
+        })
+    }
+}

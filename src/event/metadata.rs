@@ -1,0 +1,192 @@
+//! Metadata as canonical JSON (RFC 8785): one object of strings, keys sorted by their UTF-16 code
+//! units, no white space, no escape that is not needed. Both sinks hold exactly this text: the file
+//! keeps it as it is, and what jsonb prints of it is brought back by [`recanonicalize`].
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fmt;
+
+use super::json::scan::Scanner;
+use super::reject::{Reject, RejectReason};
+
+/// Key and value.
+pub(super) type Entry<'a> = (&'a str, &'a str);
+
+pub(super) const ENTRIES_MAX: usize = 64;
+pub(super) const CANONICAL_BYTES_MAX: usize = 16 * 1024;
+
+const FIELD: &str = "metadata";
+
+/// Applies the limits and writes the canonical text. Of two entries with one key the later counts.
+pub(super) fn write_checked<'a>(
+    entries: &mut Vec<Entry<'_>>,
+    canonical: &'a mut String,
+) -> Result<&'a str, Reject> {
+    sort_entries(entries);
+    if entries.len() > ENTRIES_MAX {
+        return Err(too_many_entries());
+    }
+    // Escaping makes a text at most six times as long: what is too long already is not written.
+    let raw_bytes: usize = entries.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if raw_bytes > CANONICAL_BYTES_MAX {
+        return Err(too_long());
+    }
+    let has_nul = |text: &str| text.as_bytes().contains(&0);
+    if entries.iter().any(|(k, v)| has_nul(k) || has_nul(v)) {
+        return Err(Reject::new(RejectReason::BadString)
+            .field(FIELD)
+            .detail("holds NUL"));
+    }
+    canonical.clear();
+    write_object(entries, canonical);
+    if canonical.len() > CANONICAL_BYTES_MAX {
+        return Err(too_long());
+    }
+    Ok(canonical)
+}
+
+pub(super) fn too_many_entries() -> Reject {
+    Reject::new(RejectReason::MetadataTooLarge)
+        .field(FIELD)
+        .detail(format!("more than {ENTRIES_MAX} entries"))
+}
+
+fn too_long() -> Reject {
+    Reject::new(RejectReason::MetadataTooLarge)
+        .field(FIELD)
+        .detail(format!(
+            "more than {CANONICAL_BYTES_MAX} bytes as canonical JSON"
+        ))
+}
+
+/// Appends the canonical text of `pairs` to `out`. Of two pairs with one key the later counts.
+pub fn canonical_metadata<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>, out: &mut String) {
+    let mut entries: Vec<Entry<'a>> = pairs.collect();
+    sort_entries(&mut entries);
+    write_object(&entries, out);
+}
+
+/// What was to be brought back to canonical text is no JSON object of strings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotStringMap {
+    /// Where in the text this was seen.
+    pub position: usize,
+}
+
+impl fmt::Display for NotStringMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not a JSON object of strings (byte {})", self.position)
+    }
+}
+
+impl std::error::Error for NotStringMap {}
+
+/// Appends to `out` the canonical text of an object of strings in any other formatting: what
+/// Postgres prints of a jsonb has other spacing, and its keys sorted by length. On an error nothing is
+/// appended.
+pub fn recanonicalize(jsonb_text: &str, out: &mut String) -> Result<(), NotStringMap> {
+    let mut scanner = Scanner::new(jsonb_text, Vec::new());
+    let Some(tokens) = scan_string_map(&mut scanner) else {
+        let position = scanner.position();
+        return Err(NotStringMap { position });
+    };
+    let mut entries: Vec<Entry<'_>> = tokens.iter().map(|(k, v)| (&**k, &**v)).collect();
+    sort_entries(&mut entries);
+    write_object(&entries, out);
+    Ok(())
+}
+
+type Decoded<'v> = (Cow<'v, str>, Cow<'v, str>);
+
+fn scan_string_map<'v>(scanner: &mut Scanner<'v>) -> Option<Vec<Decoded<'v>>> {
+    let mut decoded = Vec::new();
+    scanner.open_object().ok()?;
+    while let Some(key) = scanner.key(decoded.is_empty()).ok()? {
+        let value = scanner.value(1).ok()?;
+        if !value.is_string() {
+            return None;
+        }
+        decoded.push((key.decoded(), value.decoded()));
+    }
+    scanner.end().ok()?;
+    Some(decoded)
+}
+
+/// Gives the buffer back without what it held. (The compiler collects in place: no allocation.)
+pub(super) fn recycle(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'static>> {
+    entries.clear();
+    entries.into_iter().map(|_| ("", "")).collect()
+}
+
+fn sort_entries(entries: &mut Vec<Entry<'_>>) {
+    // Stable, and without allocation for as many entries as an event may have.
+    entries.sort_by(|(a, _), (b, _)| cmp_utf16(a, b));
+    entries.dedup_by(|later, earlier| {
+        let same = later.0 == earlier.0;
+        if same {
+            earlier.1 = later.1;
+        }
+        same
+    });
+}
+
+/// The order of the UTF-16 code units. It is that of the UTF-8 bytes, except that U+E000 to U+FFFF
+/// (lead bytes EE and EF) come after everything that UTF-16 writes as surrogates (lead bytes F0 to F4).
+fn cmp_utf16(a: &str, b: &str) -> Ordering {
+    let rank = |byte: u8| match byte {
+        0xEE | 0xEF => byte + 0x10,
+        _ => byte,
+    };
+    a.bytes().map(rank).cmp(b.bytes().map(rank))
+}
+
+fn write_object(entries: &[Entry<'_>], out: &mut String) {
+    out.push('{');
+    for (index, (key, value)) in entries.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        write_string(key, out);
+        out.push(':');
+        write_string(value, out);
+    }
+    out.push('}');
+}
+
+fn write_string(text: &str, out: &mut String) {
+    out.push('"');
+    let mut rest = text;
+    while let Some(at) = rest.bytes().position(needs_escape) {
+        // Only ASCII needs an escape, so both sides of it are whole characters.
+        let (plain, from_escape) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        out.push_str(plain);
+        let mut chars = from_escape.chars();
+        if let Some(c) = chars.next() {
+            write_escape(c, out);
+        }
+        rest = chars.as_str();
+    }
+    out.push_str(rest);
+    out.push('"');
+}
+
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn write_escape(c: char, out: &mut String) {
+    out.push('\\');
+    match c {
+        '"' | '\\' => out.push(c),
+        '\u{8}' => out.push('b'),
+        '\t' => out.push('t'),
+        '\n' => out.push('n'),
+        '\u{c}' => out.push('f'),
+        '\r' => out.push('r'),
+        other => {
+            out.push_str("u00");
+            out.push(if u32::from(other) >= 0x10 { '1' } else { '0' });
+            out.push(char::from_digit(u32::from(other) & 0xF, 16).unwrap_or('0'));
+        }
+    }
+}

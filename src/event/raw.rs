@@ -1,0 +1,169 @@
+//! The fields of the reader schema, and what an event holds in them before any rule is applied.
+
+/// A field of the reader schema, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Field {
+    UserId,
+    VideoId,
+    InteractionType,
+    WatchTime,
+    Timestamp,
+    EventId,
+    FeedSessionId,
+    Algorithm,
+    ExperimentVariantId,
+    RecommendationScore,
+    Position,
+    Metadata,
+}
+
+/// What the reader wants of a field, as far as resolution is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Uuid,
+    String,
+    Double,
+    Int,
+    TimestampMillis,
+    StringMap,
+}
+
+impl Field {
+    pub const ALL: [Self; 12] = [
+        Self::UserId,
+        Self::VideoId,
+        Self::InteractionType,
+        Self::WatchTime,
+        Self::Timestamp,
+        Self::EventId,
+        Self::FeedSessionId,
+        Self::Algorithm,
+        Self::ExperimentVariantId,
+        Self::RecommendationScore,
+        Self::Position,
+        Self::Metadata,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UserId => "userId",
+            Self::VideoId => "videoId",
+            Self::InteractionType => "interactionType",
+            Self::WatchTime => "watchTime",
+            Self::Timestamp => "timestamp",
+            Self::EventId => "eventId",
+            Self::FeedSessionId => "feedSessionId",
+            Self::Algorithm => "algorithm",
+            Self::ExperimentVariantId => "experimentVariantId",
+            Self::RecommendationScore => "recommendationScore",
+            Self::Position => "position",
+            Self::Metadata => "metadata",
+        }
+    }
+
+    /// The reader schema's aliases: other names that a writer schema may have for the field.
+    pub const fn aliases(self) -> &'static [&'static str] {
+        match self {
+            Self::RecommendationScore => &["recommendation_score"],
+            _ => &[],
+        }
+    }
+
+    pub const fn is_required(self) -> bool {
+        matches!(
+            self,
+            Self::UserId | Self::VideoId | Self::InteractionType | Self::Timestamp
+        )
+    }
+
+    pub const fn wanted(self) -> Wanted {
+        match self {
+            Self::UserId | Self::VideoId | Self::EventId => Wanted::Uuid,
+            Self::InteractionType
+            | Self::FeedSessionId
+            | Self::Algorithm
+            | Self::ExperimentVariantId => Wanted::String,
+            Self::WatchTime | Self::RecommendationScore => Wanted::Double,
+            Self::Position => Wanted::Int,
+            Self::Timestamp => Wanted::TimestampMillis,
+            Self::Metadata => Wanted::StringMap,
+        }
+    }
+
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.name() == name)
+    }
+}
+
+/// What a field holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) enum Raw<'v> {
+    /// Not there, or null.
+    #[default]
+    Absent,
+    Text(&'v str),
+    /// A uuid in 16 bytes.
+    Uuid([u8; 16]),
+    Integer(i64),
+    Double(f64),
+    /// A JSON number as it was written.
+    Number(&'v str),
+    /// Something that no field of this kind may hold; the name of its type.
+    Other(&'static str),
+}
+
+/// Every field but `metadata`, whose entries are kept apart.
+#[derive(Debug, Default)]
+pub(super) struct RawEvent<'v> {
+    pub user_id: Raw<'v>,
+    pub video_id: Raw<'v>,
+    pub interaction_type: Raw<'v>,
+    pub watch_time: Raw<'v>,
+    pub timestamp: Raw<'v>,
+    pub event_id: Raw<'v>,
+    pub feed_session_id: Raw<'v>,
+    pub algorithm: Raw<'v>,
+    pub experiment_variant_id: Raw<'v>,
+    pub recommendation_score: Raw<'v>,
+    pub position: Raw<'v>,
+    pub metadata: RawMetadata,
+}
+
+/// What became of `metadata`, beside its entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) enum RawMetadata {
+    #[default]
+    Absent,
+    Entries,
+    TooMany,
+    Other(&'static str),
+}
+
+impl<'v> RawEvent<'v> {
+    /// `metadata` only says here that it is absent or of another type.
+    pub fn set(&mut self, field: Field, raw: Raw<'v>) {
+        let slot = match field {
+            Field::UserId => &mut self.user_id,
+            Field::VideoId => &mut self.video_id,
+            Field::InteractionType => &mut self.interaction_type,
+            Field::WatchTime => &mut self.watch_time,
+            Field::Timestamp => &mut self.timestamp,
+            Field::EventId => &mut self.event_id,
+            Field::FeedSessionId => &mut self.feed_session_id,
+            Field::Algorithm => &mut self.algorithm,
+            Field::ExperimentVariantId => &mut self.experiment_variant_id,
+            Field::RecommendationScore => &mut self.recommendation_score,
+            Field::Position => &mut self.position,
+            Field::Metadata => {
+                self.metadata = match raw {
+                    Raw::Absent => RawMetadata::Absent,
+                    Raw::Other(found) => RawMetadata::Other(found),
+                    Raw::Text(_) => RawMetadata::Other("string"),
+                    _ => RawMetadata::Other("number"),
+                };
+                return;
+            }
+        };
+        *slot = raw;
+    }
+}
