@@ -1,0 +1,8 @@
+//! The export: rows into Parquet files, files into the bucket, days closed.
+
+pub mod day;
+pub mod exporter;
+pub mod file;
+pub mod manifest;
+pub mod object;
+pub mod upload;
