@@ -1,0 +1,189 @@
+//! Sends generated records by a schedule that does not wait for the broker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::bad::PLANTED_REASON_HEADER;
+use super::generator::{Generator, Record};
+use super::report::{Deliveries, Sent};
+
+/// How many records, how fast.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// Index of the first event.
+    pub first: u64,
+    /// None: no limit.
+    pub count: Option<u64>,
+    /// None: no limit.
+    pub duration: Option<Duration>,
+    /// Events per second by an open-loop schedule: a broker that is slow does not make the schedule
+    /// wait, and the waiting counts as latency. None: as fast as the broker takes them.
+    pub events_per_second: Option<f64>,
+}
+
+const METADATA_TIMEOUT: Duration = Duration::from_secs(15);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Invariants of a producer of this topic, set last. Records are lost or doubled without them.
+pub fn producer_config(client: &ClientConfig, linger_ms: u32) -> ClientConfig {
+    let mut config = client.clone();
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("linger.ms", linger_ms.to_string())
+        .set("compression.type", "lz4")
+        // Counted before compression; planted records of the kind value_too_large are this large.
+        .set("message.max.bytes", "2000000")
+        .set("message.timeout.ms", "60000");
+    config
+}
+
+/// Sends until the pace is done or `stop` is set, then waits for the outstanding deliveries.
+/// Blocks: call it on a thread of its own.
+pub fn send(
+    config: &ClientConfig,
+    topic: &str,
+    generator: &Generator,
+    pace: Pace,
+    deliveries: &Arc<Deliveries>,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
+    let context = DeliveryContext {
+        deliveries: Arc::clone(deliveries),
+    };
+    let producer: ThreadedProducer<DeliveryContext> = config
+        .create_with_context(context)
+        .context("starting the Kafka producer")?;
+    require_topic(&producer, topic)?;
+    let started = Instant::now();
+    let mut record = Record::default();
+    for nth in 0.. {
+        let is_done = pace.count.is_some_and(|count| nth >= count);
+        if is_done || stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let intended = match pace.events_per_second {
+            Some(rate) => started + Duration::from_secs_f64(nth as f64 / rate),
+            None => Instant::now(),
+        };
+        if pace
+            .duration
+            .is_some_and(|limit| intended - started >= limit)
+        {
+            break;
+        }
+        wait_until(intended, stop);
+        generator.write(pace.first + nth, now_ms(), &mut record);
+        send_one(&producer, topic, &record, intended, stop)?;
+    }
+    producer.flush(FLUSH_TIMEOUT).with_context(|| {
+        format!(
+            "{} records were not acknowledged in {FLUSH_TIMEOUT:?}",
+            producer.in_flight_count()
+        )
+    })
+}
+
+struct DeliveryContext {
+    deliveries: Arc<Deliveries>,
+}
+
+impl ClientContext for DeliveryContext {}
+
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = Box<Sent>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
+        match result {
+            Ok(message) => self.deliveries.record_delivered(
+                &sent,
+                message.partition(),
+                message.offset(),
+                message.payload_len(),
+            ),
+            Err((error, _)) => self.deliveries.record_failed(&sent, error.to_string()),
+        }
+    }
+}
+
+fn require_topic(producer: &ThreadedProducer<DeliveryContext>, topic: &str) -> anyhow::Result<()> {
+    let metadata = producer
+        .client()
+        .fetch_metadata(Some(topic), METADATA_TIMEOUT)
+        .with_context(|| format!("asking the broker for topic {topic}: is it reachable?"))?;
+    match metadata.topics().first() {
+        Some(found) if found.error().is_none() && !found.partitions().is_empty() => Ok(()),
+        _ => bail!("there is no topic {topic}: create it with `feed-worker topics apply`"),
+    }
+}
+
+/// Hands a record to librdkafka; while its queue is full the schedule goes on without it.
+fn send_one(
+    producer: &ThreadedProducer<DeliveryContext>,
+    topic: &str,
+    record: &Record,
+    intended: Instant,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
+    let sent = Sent {
+        intended,
+        encoding: record.encoding(),
+        planted: record.planted,
+    };
+    let mut message = BaseRecord::<str, [u8], Box<Sent>>::with_opaque_to(topic, Box::new(sent))
+        .key(record.key.as_str());
+    if let Some(value) = record.value() {
+        message = message.payload(value);
+    }
+    if let Some(planted) = record.planted {
+        let header = Header {
+            key: PLANTED_REASON_HEADER,
+            value: Some(planted.as_str()),
+        };
+        message = message.headers(OwnedHeaders::new_with_capacity(1).insert(header));
+    }
+    loop {
+        match producer.send(message) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                message = returned;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err((error, _)) => {
+                return Err(error).with_context(|| format!("sending a record to {topic}"));
+            }
+        }
+    }
+}
+
+/// Sleeps in pieces, so that a stop is noticed at low rates too.
+fn wait_until(intended: Instant, stop: &AtomicBool) {
+    const PIECE: Duration = Duration::from_millis(100);
+    loop {
+        let left = intended.saturating_duration_since(Instant::now());
+        if left.is_zero() || stop.load(Ordering::Relaxed) {
+            return;
+        }
+        std::thread::sleep(left.min(PIECE));
+    }
+}
+
+/// This process's clock, which may be a shifted one.
+fn now_ms() -> i64 {
+    let since_1970 = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
+}
