@@ -1,0 +1,55 @@
+"""One stack for the session; a case for each test."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "dev")]
+
+import harness  # noqa: E402
+
+TARGET = harness.ROOT / "target"
+
+
+@pytest.fixture(scope="session")
+def stack():
+    """Real Kafka, real Postgres, and an S3 server that is not ours."""
+    started = harness.Stack(TARGET / "stack-test", "--s3", "versitygw")
+    yield started
+    if not os.environ.get("FEED_TEST_KEEP"):
+        started.close()
+
+
+@pytest.fixture
+def folder(request):
+    """Logs and lists of a case, kept for looking at a failure."""
+    found = TARGET / "system-tests" / re.sub(r"[^\w-]", "_", request.node.name)
+    found.mkdir(parents=True, exist_ok=True)
+    for old in found.iterdir():
+        if old.is_file():
+            old.unlink()
+    return found
+
+
+@pytest.fixture
+def make_case(request, folder):
+    """Makes cases on any stack; ends their workers."""
+    made = []
+
+    def make(stack, **options):
+        name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower()).strip("-")
+        made.append(harness.Case(stack, name, folder, **options))
+        return made[-1]
+
+    yield make
+    for case in made:
+        case.close()
+
+
+@pytest.fixture
+def case(stack, make_case):
+    return make_case(stack)
