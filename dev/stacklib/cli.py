@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
-from . import kafka, postgres, registry_process, s3
+from . import clock, kafka, postgres, registry_process, s3
 from .process import StackError
 from .settings import ROOT, Settings
 
@@ -34,9 +34,9 @@ def _parser():
     up.add_argument("--brokers", type=int, choices=[1, 3], help="Kafka nodes (default 1)")
     up.add_argument("--s3", choices=["builtin", "versitygw"], help="which S3 server (default builtin)")
     up.add_argument("--s3-dir", type=Path, help="keep the objects in this folder (default DIR/s3); `down` then leaves it")
-    clock = up.add_mutually_exclusive_group()
-    clock.add_argument("--clock-offset-s", type=int, metavar="N", help="run everything N seconds ahead (or behind, if negative)")
-    clock.add_argument("--clock-at", type=_clock_at, metavar="'YYYY-MM-DD HH:MM:SS'", help="the same, to a UTC time")
+    shift = up.add_mutually_exclusive_group()
+    shift.add_argument("--clock-offset-s", type=int, metavar="N", help="run everything N seconds ahead (or behind, if negative)")
+    shift.add_argument("--clock-at", type=_clock_at, metavar="'YYYY-MM-DD HH:MM:SS'", help="the same, to a UTC time")
     up.add_argument("--postgres-fast", action="store_true", default=None, help="no fsync: what a crash of the machine would lose")
     command("down", "end everything and remove its data; the logs stay in DIR/log")
     command("status", "what runs, and where; exit code 1 unless everything does")
@@ -114,10 +114,10 @@ def _settings_for_up(arguments):
     settings = Settings(folder=arguments.dir, **asked)
     if settings.s3 == "versitygw" and settings.clock_offset_s:
         raise StackError("versitygw is a static binary, so its clock cannot be shifted: use --s3 builtin")
-    settings.clock_env()
     settings.choose_ports()
-    postgres.make_data_folder(settings)
+    postgres.make_temporary_folder(settings)
     settings.save()
+    clock.compile_library(settings)
     return settings
 
 
@@ -147,7 +147,7 @@ def _down(settings):
     s3.stop(settings, kill=True)
     registry_process.stop(settings)
     postgres.stop(settings, "immediate")
-    postgres.remove_data_folder(settings)
+    postgres.remove_temporary_folder(settings)
     for name in ("kafka", "s3", "s3-metadata", "run"):
         shutil.rmtree(settings.folder / name, ignore_errors=True)
     for name in ("registry.json", "env", "state.json"):

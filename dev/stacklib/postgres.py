@@ -71,24 +71,27 @@ def _configuration(settings):
     return "".join(f"{key} = {value}\n" for key, value in values.items())
 
 
-def make_data_folder(settings):
+def make_temporary_folder(settings):
     """Made before anything is started, so that `down` knows of it whatever happens next."""
-    settings.postgres_data = tempfile.mkdtemp(prefix="feed-worker-postgres-")
+    settings.temporary = tempfile.mkdtemp(prefix="feed-worker-stack-")
     if _user():
-        entry = pwd.getpwnam(SYSTEM_USER)
-        os.chown(settings.postgres_data, entry.pw_uid, entry.pw_gid)
+        try:
+            entry = pwd.getpwnam(SYSTEM_USER)
+        except KeyError:
+            raise StackError(f"no user {SYSTEM_USER}, whom the package postgresql brings: run dev/install") from None
+        os.chown(settings.temporary, entry.pw_uid, entry.pw_gid)
 
 
-def remove_data_folder(settings):
-    if settings.postgres_data:
-        shutil.rmtree(settings.postgres_data, ignore_errors=True)
+def remove_temporary_folder(settings):
+    if settings.temporary:
+        shutil.rmtree(settings.temporary, ignore_errors=True)
 
 
 def start(settings):
     one = process(settings)
     if one.pid() is not None:
         return
-    data = Path(settings.postgres_data)
+    data = settings.postgres_data()
     fresh = not (data / "PG_VERSION").exists()
     if fresh:
         # Without --no-sync initdb flushes some thousand small files that nobody would miss after a crash of the machine.
@@ -109,7 +112,9 @@ def start(settings):
 def _accepts(settings):
     """Real readiness: the port opens before crash recovery is over."""
     return subprocess.run(
-        [_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(settings.ports["postgres"])], check=False
+        [_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(settings.ports["postgres"]),
+         "-U", "postgres", "-d", "postgres"],
+        check=False,
     ).returncode == 0
 
 

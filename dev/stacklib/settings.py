@@ -1,10 +1,9 @@
 """What one stack is: its folder, its choices and its ports. Kept in `state.json`, so that a part comes back on its old port."""
-import glob
+import base64
 import json
 import os
 import secrets
 import shlex
-import base64
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,8 +39,8 @@ class Settings:
     postgres_fast: bool = False
     cluster_id: str = field(default_factory=new_cluster_id)
     ports: dict = field(default_factory=dict)
-    # Postgres refuses to run as root, and its user may not be able to enter the repository: a temporary directory.
-    postgres_data: str = ""
+    # Postgres refuses to run as root, and its user may not be able to enter the repository: its data lie elsewhere.
+    temporary: str = ""
 
     @classmethod
     def load(cls, folder):
@@ -70,6 +69,12 @@ class Settings:
     def s3_data(self):
         return Path(self.s3_folder) if self.s3_folder else self.folder / "s3"
 
+    def postgres_data(self):
+        return Path(self.temporary) / "postgres"
+
+    def clock_library(self):
+        return f"{self.temporary}/libclock_shift.so"
+
     def bootstrap_servers(self):
         return ",".join(f"127.0.0.1:{self.ports[f'broker-{node}']}" for node in self.nodes())
 
@@ -78,9 +83,8 @@ class Settings:
         if self.clock_offset_s == 0:
             return {}
         return {
-            "LD_PRELOAD": faketime_library(),
+            "LD_PRELOAD": self.clock_library(),
             "FAKETIME": f"{self.clock_offset_s:+d}s",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
 
     def exports(self):
@@ -100,7 +104,7 @@ class Settings:
             "STACK_KAFKA_LIBS": KAFKA_LIBS,
             "STACK_S3": self.s3,
             "STACK_S3_DIR": self.s3_data(),
-            "STACK_POSTGRES_DATA": self.postgres_data,
+            "STACK_POSTGRES_DATA": self.postgres_data(),
             "STACK_CLOCK_OFFSET_S": self.clock_offset_s,
         }
         if self.s3 == "builtin":
@@ -110,17 +114,9 @@ class Settings:
             # LD_PRELOAD itself is not exported: whoever sources the file keeps the real clock in his shell.
             values["STACK_LD_PRELOAD"] = clock["LD_PRELOAD"]
             values["STACK_FAKETIME"] = clock["FAKETIME"]
-            values["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
         return {name: str(value) for name, value in values.items()}
 
     def write_env(self):
         lines = [f"export {name}={shlex.quote(value)}" for name, value in self.exports().items()]
         (self.folder / "env").write_text("\n".join(lines) + "\n")
 
-
-def faketime_library():
-    """The library without thread support: the other one (libfaketimeMT) was seen to hang Kafka."""
-    found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
-    if not found:
-        raise StackError("a shifted clock needs libfaketime: run dev/install")
-    return found[0]
