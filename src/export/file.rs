@@ -12,7 +12,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 
-use crate::export::manifest::{SCHEMA_VERSION, file_key};
+use crate::event::SCHEMA_VERSION;
+use crate::export::manifest::file_key;
 use crate::row::{RowError, RowHasher, Rows, day_of_ms, day_text};
 
 use columns::ColumnBuilders;
@@ -244,7 +245,7 @@ impl SealedFile {
             ("rows", self.rows.to_string()),
             ("row_hash", self.row_hash.clone()),
             ("epoch", file.epoch.to_string()),
-            ("schema_version", SCHEMA_VERSION.to_string()),
+            ("schema_version", SCHEMA_VERSION.to_owned()),
         ]
     }
 }

@@ -2,10 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::SCHEMA_VERSION;
 use crate::row::{day_text, parse_day};
 
-/// The version of the rows in the files and of their columns.
-pub const SCHEMA_VERSION: u32 = 1;
 /// The version of the manifest itself.
 const MANIFEST_VERSION: u32 = 1;
 
@@ -94,7 +93,7 @@ impl Manifest {
             files,
             gaps,
             partitions,
-            schema_version: SCHEMA_VERSION,
+            schema_version: schema_version(),
             topic: topic.to_owned(),
             version: MANIFEST_VERSION,
         }
@@ -108,6 +107,11 @@ impl Manifest {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }
+}
+
+/// A number here, because the reader's schema versions are; elsewhere it is text like everything.
+fn schema_version() -> u32 {
+    SCHEMA_VERSION.parse().expect("the version of the reader schema is a number")
 }
 
 /// The folder of a day, without a slash at its end. The prefix may be empty.
@@ -219,7 +223,7 @@ mod tests {
         let expected = concat!(
             r#"{"day":"2026-02-16","files":[],"gaps":[],"#,
             r#""partitions":[{"next_offset":null,"partition":0}],"#,
-            r#""rows":0,"schema_version":1,"topic":"t","version":1}"#,
+            r#""rows":0,"schema_version":2,"topic":"t","version":1}"#,
         );
         assert_eq!(text.unwrap(), expected);
     }
