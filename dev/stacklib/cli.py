@@ -105,10 +105,10 @@ def _settings_for_up(arguments):
     settings = Settings.load(arguments.dir)
     if settings is not None:
         different = {name: value for name, value in asked.items() if getattr(settings, name) != value}
-        if not different:
+        if not different and settings.temporary:
             return settings
         if any(one.pid() for _, one, _ in _parts(settings)):
-            words = ", ".join(f"{name}={getattr(settings, name)}" for name in different)
+            words = ", ".join(f"{name}={getattr(settings, name)}" for name in different) or "an older layout"
             raise StackError(f"the stack in {arguments.dir} runs with {words}: dev/stack down first, or take another --dir")
         _down(settings)
     settings = Settings(folder=arguments.dir, **asked)

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from .process import StackError, free_ports
@@ -45,9 +45,12 @@ class Settings:
     @classmethod
     def load(cls, folder):
         try:
-            return cls(folder=folder, **json.loads((folder / "state.json").read_text()))
+            kept = json.loads((folder / "state.json").read_text())
         except FileNotFoundError:
             return None
+        # What another version of this program wrote can still be taken down.
+        known = {one.name for one in fields(cls)}
+        return cls(folder=folder, **{name: value for name, value in kept.items() if name in known})
 
     def save(self):
         self.folder.mkdir(parents=True, exist_ok=True)
