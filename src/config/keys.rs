@@ -1,0 +1,227 @@
+//! Every key of the configuration, with its default.
+//!
+//! A number says what breaks if it is larger or smaller; its unit is the last part of its name.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::properties::Properties;
+use super::secret::Secret;
+use super::section::{Key, Section, sections};
+use crate::event::InteractionTypes;
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `human` on a terminal, else `json`.
+    #[default]
+    Auto,
+    Json,
+    Human,
+}
+
+sections! {
+    /// The brokers, the two topics, and the consumer group.
+    kafka: Kafka {
+        /// Brokers to begin with, `host:port,host:port`. Required.
+        bootstrap_servers: String = String::new();
+        /// Topic that is read. It is part of every object's name: letters, digits, `.`, `_` and `-`.
+        topic: String = "feed.interactions.v1".to_owned();
+        /// Topic that rejected records go to, bytes untouched.
+        dlq_topic: String = "feed.interactions.v1.dlq".to_owned();
+        /// Consumer group. The ledger belongs to one group: a worker of another one is refused.
+        group_id: String = "feed-worker".to_owned();
+        /// Name of this client in the brokers' logs and quotas.
+        client_id: String = "feed-worker".to_owned();
+        /// A worker that is silent for so long loses its partitions. Larger: a dead or stopped worker delays
+        /// its partitions for longer. Smaller: a short pause of a healthy one costs a rebalance.
+        session_timeout_ms: u64 = 45_000;
+        /// Distance of the heartbeats, at most a third of the session timeout. Larger: rebalances are noticed
+        /// later. Smaller: more requests, nothing gained. Unless set: a fifteenth of the session timeout.
+        heartbeat_interval_ms: u64 = 3_000;
+        /// A worker whose poll thread hangs for so long leaves the group. Larger: a hung worker is noticed
+        /// later. Smaller: must stay above the session timeout and the assign deadline.
+        max_poll_interval_ms: u64 = 300_000;
+        /// How long taking partitions may wait for the ledger before the worker leaves the group and rejoins.
+        /// Larger: a slow Postgres holds up the group's rebalance. Smaller: it causes needless rejoining.
+        assign_deadline_ms: u64 = 10_000;
+        /// How long giving partitions back may take; what is not finished then is left to the next owner.
+        /// Larger: must stay below the session timeout. Smaller: more is read a second time. Unless set: a third
+        /// of the session timeout, at most 5000.
+        revoke_deadline_ms: u64 = 5_000;
+        /// Distance of the commits to Kafka. They only inform lag tools, the ledger is what counts. Larger:
+        /// the lag that they show is older. Smaller: more requests.
+        commit_interval_ms: u64 = 1_000;
+        /// KiB of records that the client may fetch ahead; part of the memory budget. Larger: more memory,
+        /// more fetched in vain when partitions move. Smaller: catching up gets slower.
+        queued_kbytes_max: u64 = 32_768;
+        /// Work on a topic with `message.timestamp.type=CreateTime` too. Then producers' clocks decide what
+        /// day a record belongs to, and days close late or never.
+        allow_create_time: bool = false;
+        /// Further librdkafka properties, for security above all (`sasl.*`, `ssl.*`). Keys that the worker
+        /// sets itself are refused. By environment: `FEED_WORKER_KAFKA__PROPERTIES__SASL_MECHANISM`.
+        properties: Properties = Properties::default();
+    }
+
+    /// The schema registry that Avro records' schema ids are looked up in.
+    registry: Registry {
+        /// Address of a Confluent-compatible registry, without user or password. Required.
+        url: String = String::new();
+        /// User for HTTP basic authentication.
+        username: Option<String> = None;
+        /// Password for HTTP basic authentication.
+        password: Option<Secret> = None;
+        /// Deadline of one look-up. Larger: a hanging registry is noticed later. Smaller: a slow one counts as
+        /// an outage, and partitions wait.
+        timeout_ms: u64 = 3_000;
+        /// A schema id is taken for missing, and its records rejected, only after the registry has said so for
+        /// this long. Larger: one bad record holds up its partition for longer. Smaller: a registry that lags
+        /// behind its own replica costs good records.
+        missing_after_ms: u64 = 60_000;
+    }
+
+    /// Table and ledger.
+    postgres: Postgres {
+        /// `postgres://user:password@host:port/database`. Required. `DATABASE_URL` is another name for it.
+        url: Secret = Secret::default();
+        /// Connections that write, 1 to 16; a partition always uses the same one. Larger: more load on
+        /// Postgres, smaller batches. Smaller: one slow transaction holds up more partitions.
+        lanes: usize = 2;
+        /// Limit that Postgres itself sets on a statement and on an idle transaction. Larger: a stopped owner
+        /// holds its ledger rows for longer. Smaller: a large batch on a busy server never gets through.
+        statement_timeout_ms: u64 = 5_000;
+        /// Limit of a whole transaction, seen from here; then the connection is thrown away. Larger: a
+        /// connection into a black hole is noticed later. Smaller: must stay above the statement timeout.
+        deadline_ms: u64 = 10_000;
+        /// Limit for opening a connection. Larger: a dead address is noticed later. Smaller: a busy server is
+        /// taken for a dead one.
+        connect_timeout_ms: u64 = 5_000;
+    }
+
+    /// The bucket for the Parquet files. Credentials come from the usual AWS places, never from here.
+    s3: S3 {
+        /// Name of the bucket.
+        bucket: String = "video-window-interactions".to_owned();
+        /// What every object's key begins with, without a slash at either end.
+        prefix: String = "exports".to_owned();
+        /// Region. Unless set: what the AWS configuration of the environment says.
+        region: Option<String> = None;
+        /// Address of an S3-compatible store. Unless set: AWS.
+        endpoint: Option<String> = None;
+        /// `http://host/bucket/key` in place of `http://bucket.host/key`; most stores other than AWS want it.
+        force_path_style: bool = false;
+        /// Limit of one attempt at a request. Larger: a hanging upload is noticed later, and a restore has to
+        /// wait for longer. Smaller: a large file on a slow line never gets through.
+        timeout_ms: u64 = 30_000;
+        /// Limit for opening a connection.
+        connect_timeout_ms: u64 = 3_000;
+    }
+
+    /// When records that were read go to Postgres: at the first limit that is reached.
+    batch: Batch {
+        /// Rows. Larger: fewer, longer transactions, more memory. Smaller: each costs more per row.
+        rows_max: usize = 20_000;
+        /// Age of the oldest row. Larger: rows are seen later. Smaller: more transactions at low rates.
+        age_ms_max: u64 = 20;
+        /// Bytes of values; part of the memory budget. Larger: more memory. Smaller: large events make
+        /// small batches.
+        bytes_max: usize = 16_777_216;
+    }
+
+    /// When a Parquet file is closed and uploaded: at the first limit that is reached, and at the day's end.
+    roll: Roll {
+        /// Rows. Larger: fewer, larger objects. Smaller: more requests to S3 and slower reading.
+        rows_max: u64 = 1_000_000;
+        /// Bytes as they will be uploaded. Larger: needs more of the memory budget, and more is read back
+        /// after a takeover. Smaller: more objects.
+        bytes_max: u64 = 67_108_864;
+        /// Age of the file's first row. Larger: rows reach S3 later. Smaller: small files at low rates.
+        age_ms_max: u64 = 3_600_000;
+    }
+
+    /// Memory, and catching up from the table.
+    export: Export {
+        /// The whole budget in bytes: fetch queue, batches and open files. At the limit the largest file rolls.
+        /// Larger: must fit the container. Smaller: smaller files when one worker has many partitions.
+        memory_bytes_max: u64 = 201_326_592;
+        /// Rows read back from the table at a time. Larger: longer statements, more memory. Smaller: catching
+        /// up gets slower.
+        catch_up_rows: u64 = 50_000;
+        /// How long an assignment must have stood before catching up begins. Larger: files come later after a
+        /// takeover. Smaller: reads in vain while partitions still move.
+        settle_ms: u64 = 2_000;
+        /// At shutdown an open file with so many rows or more is uploaded; a smaller one is dropped and read
+        /// back by the next owner. Larger: more is read again. Smaller: each deployment leaves small files.
+        shutdown_rows_min: u64 = 10_000;
+        /// Rows per Parquet row group. Larger: more memory per open file. Smaller: worse compression, and less
+        /// that a reader can skip at once.
+        row_group_rows: usize = 262_144;
+    }
+
+    /// Limits that stop the worker when a flood of bad records would drain the topic into the DLQ.
+    rejects: Rejects {
+        /// Rejects in a row in one partition. Larger: more is dead-lettered before somebody looks. Smaller: one
+        /// bad client stops the worker.
+        run_max: u64 = 1_000;
+        /// Share of rejects in the window, above 0 up to 1 (1 = never stops).
+        ratio_max: f64 = 0.2;
+        /// Records that the share is taken over. Larger: slower to notice. Smaller: chance alone trips it.
+        window: u64 = 10_000;
+    }
+
+    /// Closing days, and how long the table keeps them.
+    day: Day {
+        /// How long after midnight, by Postgres's clock, an empty partition is taken to be past its day.
+        /// Larger: the manifest comes later. Smaller: must be more than the clocks of brokers differ by.
+        close_delay_ms: u64 = 300_000;
+        /// Days that the table keeps; a day is dropped only when it is closed. S3 keeps them all.
+        retention_days: u32 = 90;
+        /// Day partitions that `feed-worker maintain` makes ahead. Smaller: fewer days of missed runs before
+        /// rows land in the default partition.
+        ahead_days: u32 = 7;
+    }
+
+    /// The types that are accepted.
+    interactions: Interactions {
+        /// Each type with its weight, `name:weight,…`. Any other type is rejected. `INTERACTION_WEIGHTS` is
+        /// another name for it.
+        weights: String = InteractionTypes::default_text().to_owned();
+    }
+
+    /// What SIGTERM starts.
+    shutdown: Shutdown {
+        /// Limit for draining and uploading; then the worker leaves as it is, and the next owner does the rest.
+        /// Larger: must stay below the grace. Smaller: more is read a second time.
+        deadline_ms: u64 = 25_000;
+        /// What the platform grants before SIGKILL (`terminationGracePeriodSeconds`).
+        grace_ms: u64 = 60_000;
+    }
+
+    /// The HTTP port for probes.
+    health: Health {
+        /// Address and port that are listened on.
+        addr: SocketAddr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
+        /// A pipeline that has not moved for so long is reported dead. Larger: a hung worker lives on.
+        /// Smaller: an outage of Postgres gets a healthy worker killed; must stay above `postgres.deadline_ms`.
+        stall_ms: u64 = 60_000;
+    }
+
+    /// Where metrics go.
+    statsd: Statsd {
+        /// `host:port` of a DogStatsD agent. Nothing waits for it, and it need not be there.
+        addr: String = "127.0.0.1:8125".to_owned();
+        /// What every metric's name begins with.
+        prefix: String = "feed_worker".to_owned();
+        /// Send metrics at all.
+        enabled: bool = true;
+    }
+
+    /// Log lines, to stderr.
+    log: Log {
+        /// `auto` (human on a terminal, else JSON), `json` or `human`.
+        format: LogFormat = LogFormat::Auto;
+        /// `error`, `warn`, `info`, `debug`, `trace`, or directives like `info,feed_worker::kafka=debug`.
+        /// `RUST_LOG`, if set, goes before it.
+        level: String = "info".to_owned();
+    }
+}

@@ -1,0 +1,8 @@
+//! What the worker says about itself: log lines, metrics, probes.
+
+pub mod health;
+pub mod logging;
+pub mod metrics;
+mod statsd;
+
+pub use logging::init_logging;
