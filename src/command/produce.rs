@@ -31,6 +31,10 @@ pub struct Args {
     /// Events per second; without it as fast as the broker takes them.
     #[arg(long)]
     rate: Option<f64>,
+    /// Do not measure what is meant to be sent in this time, while the producer's first connections and
+    /// its id are fetched.
+    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "DURATION")]
+    warm_up: Duration,
     /// Picks the events: the same seed gives the same events, apart from their timestamps.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -95,6 +99,7 @@ pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
         count: args.count,
         duration: args.duration,
         events_per_second: args.rate,
+        warm_up: args.warm_up,
     };
     let mut sending = {
         let (deliveries, stop) = (Arc::clone(&deliveries), Arc::clone(&stop));

@@ -19,6 +19,8 @@ use super::generator::Encoding;
 pub struct Sent {
     /// When it should have been sent, by the schedule.
     pub intended: Instant,
+    /// Sent while connections and producer id are still being fetched: delivered, but not measured.
+    pub is_warm_up: bool,
     pub encoding: Encoding,
     pub planted: Option<BadKind>,
 }
@@ -127,6 +129,7 @@ impl Deliveries {
             } else {
                 0.0
             },
+            measured: latency.len(),
             latency_ms: Latency {
                 p50: quantile_ms(0.5),
                 p95: quantile_ms(0.95),
@@ -149,9 +152,11 @@ impl Deliveries {
 
 impl Details {
     fn measure(&mut self, sent: &Sent, now: Instant) {
-        let latency = now.saturating_duration_since(sent.intended).as_micros();
-        self.latency_us
-            .saturating_record(u64::try_from(latency).unwrap_or(u64::MAX).max(1));
+        if !sent.is_warm_up {
+            let latency = now.saturating_duration_since(sent.intended).as_micros();
+            self.latency_us
+                .saturating_record(u64::try_from(latency).unwrap_or(u64::MAX).max(1));
+        }
         let earlier = self
             .first_intended
             .is_none_or(|first| sent.intended < first);
@@ -198,6 +203,8 @@ pub struct Report {
     /// From the first intended send to the last delivery.
     pub seconds: f64,
     pub events_per_second: f64,
+    /// How many records the latencies are of: all but those of the warm-up.
+    pub measured: u64,
     /// Delivery report − intended send time.
     pub latency_ms: Latency,
     pub by_encoding: BTreeMap<&'static str, u64>,

@@ -28,6 +28,8 @@ pub struct Pace {
     /// Events per second by an open-loop schedule: a broker that is slow does not make the schedule
     /// wait, and the waiting counts as latency. None: as fast as the broker takes them.
     pub events_per_second: Option<f64>,
+    /// What is meant to be sent before this is delivered, but not measured.
+    pub warm_up: Duration,
 }
 
 const METADATA_TIMEOUT: Duration = Duration::from_secs(15);
@@ -83,7 +85,13 @@ pub fn send(
         }
         wait_until(intended, stop);
         generator.write(pace.first + nth, now_ms(), &mut record);
-        send_one(&producer, topic, &record, intended, stop)?;
+        let sent = Sent {
+            intended,
+            is_warm_up: intended - started < pace.warm_up,
+            encoding: record.encoding(),
+            planted: record.planted,
+        };
+        send_one(&producer, topic, &record, sent, stop)?;
     }
     producer.flush(FLUSH_TIMEOUT).with_context(|| {
         format!(
@@ -131,14 +139,9 @@ fn send_one(
     producer: &ThreadedProducer<DeliveryContext>,
     topic: &str,
     record: &Record,
-    intended: Instant,
+    sent: Sent,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let sent = Sent {
-        intended,
-        encoding: record.encoding(),
-        planted: record.planted,
-    };
     let mut message = BaseRecord::<str, [u8], Box<Sent>>::with_opaque_to(topic, Box::new(sent))
         .key(record.key.as_str());
     if let Some(value) = record.value() {
