@@ -2,6 +2,7 @@
 
 import io
 import json
+import uuid
 
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.schema import SchemaParseException, UnknownType
@@ -10,6 +11,7 @@ from .bad import Bad
 
 _OPTIONAL = {"watchTime": "double", "recommendationScore": "double", "position": "int"}
 _OPTIONAL |= dict.fromkeys(("eventId", "feedSessionId", "algorithm", "experimentVariantId"), "string")
+_ALIASES = {"recommendationScore": ["recommendation_score"]}
 
 # What the worker wants to know of an event. Logical types are left out: only their base types matter here.
 READER = parse_schema(
@@ -21,7 +23,10 @@ READER = parse_schema(
             {"name": "videoId", "type": "string"},
             {"name": "interactionType", "type": "string"},
             {"name": "timestamp", "type": "long"},
-            *({"name": name, "type": ["null", kind], "default": None} for name, kind in _OPTIONAL.items()),
+            *(
+                {"name": name, "type": ["null", kind], "default": None, "aliases": _ALIASES.get(name, [])}
+                for name, kind in _OPTIONAL.items()
+            ),
             {"name": "metadata", "type": ["null", {"type": "map", "values": "string"}], "default": None},
         ],
     }
@@ -33,6 +38,7 @@ class AvroDecoder:
     def __init__(self, registry):
         self._registry = registry
         self._writers = {}
+        self._bridges = {}  # of writers that send a uuid as fixed(16): the same schema with strings
 
     def parse(self, value):
         """Field name → value; raises Bad."""
@@ -46,11 +52,13 @@ class AvroDecoder:
             raise Bad(writer.reason, writer.field)
         body = value[5:]
         written = read_exactly(body, writer)
+        if schema_id in self._bridges:
+            writer = self._bridges[schema_id]
+            body = with_uuid_texts(written, writer)
         try:
             fields = schemaless_reader(io.BytesIO(body), writer, reader_for(writer))
         except Exception as error:  # fastavro says "does not resolve" in several ways
             raise Bad("schema_incompatible") from error
-        del written
         for name in ("watchTime", "recommendationScore"):
             if fields[name] is not None:
                 fields[name] = float(fields[name])
@@ -62,6 +70,9 @@ class AvroDecoder:
             return Bad("schema_not_found")
         try:
             parsed = parse_schema(without_logical_types(schema))
+            bridged = with_strings_for_uuids(schema)
+            if bridged != schema:
+                self._bridges[schema_id] = parse_schema(without_logical_types(bridged))
         except (SchemaParseException, UnknownType, KeyError, TypeError):
             return Bad("schema_incompatible")
         if not isinstance(parsed, dict) or parsed.get("type") != "record":
@@ -105,6 +116,27 @@ def without_logical_types(schema):
     return schema
 
 
+def with_strings_for_uuids(schema):
+    if isinstance(schema, dict):
+        if schema.get("type") == "fixed" and schema.get("logicalType") == "uuid" and schema.get("size") == 16:
+            return "string"
+        return {key: with_strings_for_uuids(value) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [with_strings_for_uuids(item) for item in schema]
+    return schema
+
+
+def with_uuid_texts(written, bridge):
+    """The body as a writer of the bridged schema would have sent it."""
+    texts = {
+        name: str(uuid.UUID(bytes=value)) if isinstance(value, bytes) and len(value) == 16 else value
+        for name, value in written.items()
+    }
+    out = io.BytesIO()
+    schemaless_writer(out, bridge, texts)
+    return out.getvalue()
+
+
 class _Walk:
     """Steps over a body by the letter of the specification; only used where the bytes look unusual."""
 
@@ -124,6 +156,8 @@ class _Walk:
             (byte,) = self.take(1)
             value |= (byte & 0x7F) << shift
             if not byte & 0x80:
+                if shift and not byte:
+                    raise ValueError  # longer than it must be
                 break
             shift += 7
             if shift > 63:

@@ -10,6 +10,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "dev")]
 
+import closed_day  # noqa: E402
 import harness  # noqa: E402
 
 TARGET = harness.ROOT / "target"
@@ -53,3 +54,25 @@ def make_case(request, folder):
 @pytest.fixture
 def case(stack, make_case):
     return make_case(stack)
+
+
+@pytest.fixture(scope="session")
+def crossing(tmp_path_factory):
+    """A day that two workers closed; see closed_day.py."""
+    stack = closed_day.make(TARGET)
+    crossed = None
+    try:
+        crossed = closed_day.Crossing(stack, TARGET / "system-tests" / "crossing")
+        crossed.cross()
+        yield crossed
+    finally:
+        if crossed is not None:
+            crossed.close()
+        if not os.environ.get("FEED_TEST_KEEP"):
+            stack.close()
+
+
+@pytest.fixture(scope="session")
+def exports(crossing, tmp_path_factory):
+    """The closed day and the day after it, as a local folder."""
+    return crossing.download(tmp_path_factory.mktemp("closed"))

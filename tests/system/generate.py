@@ -169,6 +169,9 @@ class Generator:
             return rng.choice((b"\x01\x00\x00\x00\x01abc", b"hello", b"\x00\x00\x01", b"[1]"))
         if reason == "schema_not_found":
             return b"\x00" + NO_SUCH_SCHEMA_ID.to_bytes(4, "big") + b"\x02a"
+        if reason == "value_too_large":
+            filler = "".join(rng.choices("0123456789abcdefghijklmnopqrstuvwxyz", k=40_000))
+            return json.dumps(fields | {"filler": filler * 30}).encode()
         if reason == "schema_incompatible":
             return b"\x00" + self.schemas.foreign_id.to_bytes(4, "big") + b"\x02"
         if reason == "avro_malformed":
@@ -207,23 +210,8 @@ class Generator:
 
 def framed(schema_id, schema, fields):
     body = io.BytesIO()
-    schemaless_writer(body, schema, with_types(schema, fields))
+    schemaless_writer(body, schema, fields)
     return b"\x00" + schema_id.to_bytes(4, "big") + body.getvalue()
-
-
-def with_types(schema, fields):
-    """fastavro wants to be given what a logical type stands for."""
-    filled = {}
-    for field in schema["fields"]:
-        name, value = field["name"], fields.get(field["name"])
-        if value is None:
-            if "default" in field:
-                filled[name] = field["default"]
-            continue
-        if name == "timestamp":
-            value = datetime.fromtimestamp(value // 1000, UTC).replace(microsecond=value % 1000 * 1000)
-        filled[name] = value
-    return filled
 
 
 def parsed(path):

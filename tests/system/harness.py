@@ -180,21 +180,15 @@ class Case:
     # ---- setting up ----------------------------------------------------------------------------------------
 
     def _create_topics(self, dlq_partitions, topic_config):
+        source = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": "2097152", **topic_config}
+        self.create_topic(self.topic, self.partitions, source)
+        self.create_topic(self.dlq_topic, dlq_partitions, {"message.timestamp.type": "CreateTime"})
+
+    def create_topic(self, name, partitions, config):
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
-        topics = [
-            NewTopic(
-                self.topic,
-                self.partitions,
-                1,
-                config={"message.timestamp.type": "LogAppendTime", "max.message.bytes": "2097152", **topic_config},
-            ),
-            NewTopic(self.dlq_topic, dlq_partitions, 1, config={"message.timestamp.type": "CreateTime"}),
-        ]
-        for future in admin.create_topics(topics).values():
-            future.result(20)
+        admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(20)
         wait_until(
-            lambda: len(admin.list_topics(timeout=10).topics.get(self.topic, _NONE).partitions) == self.partitions,
-            f"topic {self.topic}",
+            lambda: len(admin.list_topics(timeout=10).topics.get(name, _NONE).partitions) == partitions, f"topic {name}"
         )
 
     def _create_database(self):
@@ -217,7 +211,12 @@ class Case:
             "FEED_WORKER_KAFKA__SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
             "FEED_WORKER_S3__PREFIX": self.prefix,
             "FEED_WORKER_ROLL__ROWS_MAX": "5000",
-            "FEED_WORKER_ROLL__AGE_MS_MAX": "5000",
+            "FEED_WORKER_ROLL__AGE_MS_MAX": "1500",
+            "FEED_WORKER_EXPORT__SETTLE_MS": "200",
+            "FEED_WORKER_EXPORT__SHUTDOWN_ROWS_MIN": "1",
+            "FEED_WORKER_REGISTRY__MISSING_AFTER_MS": "1000",
+            "FEED_WORKER_STATSD__ENABLED": "false",
+            "FEED_WORKER_LOG__FORMAT": "human",
             "RUST_BACKTRACE": "1",
         }
 
@@ -226,6 +225,11 @@ class Case:
     def start(self, name=None, **env):
         """A worker; keyword arguments are configuration: ROLL__ROWS_MAX="100"."""
         worker = Worker(self, name or f"worker-{len(self.workers)}", {**self.env, **configuration(env)})
+        self.workers.append(worker)
+        return worker
+
+    def start_without_migration(self):
+        worker = Worker(self, f"worker-{len(self.workers)}", self.env, ("run",))
         self.workers.append(worker)
         return worker
 
@@ -280,6 +284,14 @@ class Case:
             return {}
         return {partition: tuple(rest) for partition, *rest in found}
 
+    def owned(self, worker):
+        """The partitions that the ledger says this worker has."""
+        found = self.query("SELECT partition, owner FROM partition_ledger WHERE topic = %s ORDER BY partition", (self.topic,))
+        return [partition for partition, owner in found if owner.rpartition("/")[2] == str(worker.pid)]
+
+    def rows(self):
+        return self.query("SELECT count(*) FROM user_interactions")[0][0]
+
     def end_offsets(self):
         client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "harness"})
         try:
@@ -306,6 +318,23 @@ class Case:
             found.extend(entry["Key"] for entry in page.get("Contents", ()))
         return found
 
+    def committed(self):
+        """partition → the group's committed offset."""
+        client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": self.group})
+        try:
+            found = client.committed([TopicPartition(self.topic, number) for number in range(self.partitions)], timeout=10)
+            return {entry.partition: max(entry.offset, 0) for entry in found}
+        finally:
+            client.close()
+
+    def wait(self, condition, what, timeout_s=30.0, every_s=0.1):
+        """As `wait_until`, with the ends of the logs in the failure's text."""
+
+        def told():
+            return f"{what() if callable(what) else what}{self.why()}"
+
+        return wait_until(condition, told, timeout_s, every_s)
+
     def wait_drained(self, timeout_s=60.0):
         """Every record persisted or dead-lettered, by the ledger."""
         ends = self.end_offsets()
@@ -320,7 +349,7 @@ class Case:
         """Every row in a file that the ledger knows."""
 
         def exported():
-            rows = self.query("SELECT count(*) FROM user_interactions")[0][0]
+            rows = self.rows()
             filed = self.query("SELECT coalesce(sum(rows), 0) FROM export_files WHERE topic = %s", (self.topic,))[0][0]
             return rows == filed
 
@@ -393,8 +422,8 @@ class Case:
                 producer.poll(0.1)
 
     @contextlib.contextmanager
-    def producing(self, events, per_second=None):
-        """Produces beside what the case does; ends with the events, or early with the block."""
+    def producing(self, events, per_second=None, finish=False):
+        """Produces beside what the case does; at the block's end it is stopped, or waited for."""
         stop = threading.Event()
         failed = []
 
@@ -408,8 +437,12 @@ class Case:
         thread.start()
         try:
             yield thread
+        except BaseException:
+            finish = False
+            raise
         finally:
-            stop.set()
+            if not finish:
+                stop.set()
             thread.join()
         if failed:
             raise failed[0]
@@ -454,8 +487,7 @@ def configuration(env):
 
 def avro_schema_paths():
     """The event's Avro schemas, oldest first."""
-    found = sorted(SCHEMA_FOLDER.glob("v*.avsc"))
-    return found or sorted(SCHEMA_FOLDER.glob("*.avsc"))
+    return [SCHEMA_FOLDER / name for name in ("interaction.v1.avsc", "interaction.avsc")]
 
 
 class FrontierWatch:

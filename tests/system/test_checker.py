@@ -8,6 +8,7 @@ import pytest
 from checker import __main__ as command
 from checker.environment import settings
 from checker.run import check
+
 from world import DAY_MS, World
 
 

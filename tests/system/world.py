@@ -9,13 +9,14 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-import generate
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 from checker import row as rows
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+
+import generate
 from harness import ROOT
 
 PARTITIONS = 2

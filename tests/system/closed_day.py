@@ -1,0 +1,87 @@
+"""A day that the worker itself closed: a stack whose clock crosses midnight. Made once; several tests look at it."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import generate
+import harness
+
+USERS, VIDEOS, GROUPS = 400, 300, 10
+EVENTS = 24_000
+IDLE_PARTITION = 5
+CLOSE_DELAY_MS = 2000
+MARKS = {"_manifest.json", "_SUCCESS"}
+
+
+class Crossing:
+    """Two cases over one midnight: `busy` with events before and after, `quiet` with none at all before."""
+
+    def __init__(self, stack, folder):
+        self.stack = stack
+        now = datetime.fromtimestamp(stack.now_s(), UTC)
+        self.day = now.strftime("%Y-%m-%d")
+        self.next_day = (now + timedelta(days=1)).strftime("%Y-%m-%d")
+        self.midnight_s = (now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)).timestamp()
+        self.busy = self.case("busy", folder)
+        self.quiet = self.case("quiet", folder)
+        self.generator = generate.Generator(
+            11, self.busy.schemas(), users=USERS, videos=VIDEOS, groups=GROUPS, bad_share=0.005
+        )
+
+    def case(self, name, folder):
+        own = Path(folder) / name
+        own.mkdir(parents=True, exist_ok=True)
+        return harness.Case(self.stack, name, own)
+
+    def events(self, count):
+        return (self.generator.event(now_ms=int(self.stack.now_s() * 1000)) for _ in range(count))
+
+    def cross(self):
+        env = {"DAY__CLOSE_DELAY_MS": CLOSE_DELAY_MS, "ROLL__ROWS_MAX": 1000, "ROLL__AGE_MS_MAX": 600_000}
+        workers = [case.start(f"{case.database}-{n}", **env) for case in (self.busy, self.quiet) for n in range(2)]
+        for worker, case in zip(workers, (self.busy, self.busy, self.quiet, self.quiet), strict=True):
+            case.wait_ready(worker, 60)
+        for partition in range(IDLE_PARTITION):
+            self.busy.produce(self.events(EVENTS // IDLE_PARTITION), partition=partition)
+        assert self.stack.now_s() < self.midnight_s, "the first day's events came too late: give the stack an earlier clock"
+        self.at_midnight = set(self.busy.keys())
+        harness.wait_until(lambda: self.stack.now_s() > self.midnight_s + 0.5, "midnight", 180)
+        # Partitions 0 to 2 see the new day by a record, the others by being empty.
+        for partition in range(3):
+            self.busy.produce(self.events(200), partition=partition)
+        for case in (self.busy, self.quiet):
+            case.wait(lambda case=case: MARKS <= self.marks(case, self.day), f"{self.day} closed", 60)
+        self.closed_after_s = self.stack.now_s() - self.midnight_s
+        self.quiet.produce(self.events(500))
+        for case in (self.busy, self.quiet):
+            case.wait_drained()
+        self.codes = [worker.stop() for worker in workers]
+
+    def marks(self, case, day):
+        prefix = f"{case.prefix}/{day}/"
+        return {key.removeprefix(prefix) for key in case.keys() if key.startswith(prefix)} & MARKS
+
+    def read(self, case, name, day=None):
+        key = f"{case.prefix}/{day or self.day}/{name}"
+        return case.s3().get_object(Bucket=case.bucket, Key=key)["Body"].read()
+
+    def download(self, folder):
+        """The busy case's folders, as `exports` in the folder given."""
+        case = self.busy
+        for key in case.keys():
+            path = Path(folder) / "exports" / key.removeprefix(case.prefix + "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(case.s3().get_object(Bucket=case.bucket, Key=key)["Body"].read())
+        return Path(folder) / "exports"
+
+    def close(self):
+        for case in (self.busy, self.quiet):
+            case.close()
+
+
+def make(target):
+    """Some three quarters of a minute are left for starting and for the first day's events."""
+    tomorrow = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%d")
+    stack = harness.Stack(target / "stack-day", "--s3", "builtin", "--clock-at", f"{tomorrow} 23:58:50")
+    return stack

@@ -1,0 +1,97 @@
+"""A bad configuration ends a worker before it touches anything, with its own exit code and the key's name."""
+
+import socket
+import threading
+
+import pytest
+
+BAD = {
+    "unknown key": ({"BATCH__ROWS": "3"}, "batch.rows"),
+    "not a number": ({"BATCH__ROWS_MAX": "many"}, "batch.rows_max"),
+    "zero": ({"ROLL__ROWS_MAX": "0"}, "roll.rows_max"),
+    "same topic twice": ({"KAFKA__DLQ_TOPIC": "same", "KAFKA__TOPIC": "same"}, "kafka.dlq_topic"),
+    "heartbeat against session": (
+        {"KAFKA__SESSION_TIMEOUT_MS": "3000", "KAFKA__HEARTBEAT_INTERVAL_MS": "2000"},
+        "kafka.heartbeat_interval_ms",
+    ),
+    "revoke against session": (
+        {"KAFKA__SESSION_TIMEOUT_MS": "3000", "KAFKA__REVOKE_DEADLINE_MS": "4000"},
+        "kafka.revoke_deadline_ms",
+    ),
+    "shutdown against grace": ({"SHUTDOWN__DEADLINE_MS": "70000"}, "shutdown.deadline_ms"),
+    "weights": ({"_INTERACTION_WEIGHTS": "like:much"}, "interactions.weights"),
+    "property of ours": ({"KAFKA__PROPERTIES__ENABLE_AUTO_COMMIT": "true"}, "enable.auto.commit"),
+    "no broker": ({"KAFKA__BOOTSTRAP_SERVERS": ""}, "kafka.bootstrap_servers"),
+}
+
+
+@pytest.fixture
+def listener():
+    """Stands where the broker would be, and counts who knocks."""
+    knocks = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def accept():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            knocks.append(connection)
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    server.knocks = knocks
+    yield server
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_configuration_is_64_and_named(case, listener, name):
+    env, key = BAD[name]
+    broker = {"KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{listener.getsockname()[1]}"}
+    done = case.run("run", **(broker | env))
+    assert done.returncode == 64, done.stderr
+    assert key in done.stderr
+    assert not listener.knocks, "it touched Kafka before it refused"
+
+
+def test_yaml_with_an_unknown_key(case):
+    path = case.folder / "bad.yaml"
+    path.write_text("kafka:\n  topics: x\n")
+    done = case.run("--config", path, "run")
+    assert done.returncode == 64 and "kafka.topics" in done.stderr, done.stderr
+
+
+def test_layers_and_where_values_come_from(case):
+    path = case.folder / "good.yaml"
+    path.write_text("batch:\n  rows_max: 111\nroll:\n  rows_max: 222\n  bytes_max: 333333\n")
+    done = case.run("--config", path, "--set", "roll.bytes_max=444444", "config", ROLL__ROWS_MAX=555)
+    assert done.returncode == 0, done.stderr
+    assert "111" in done.stdout and "good.yaml" in done.stdout
+    assert "555" in done.stdout and "222" not in done.stdout and "FEED_WORKER_ROLL__ROWS_MAX" in done.stdout
+    assert "444444" in done.stdout and "333333" not in done.stdout
+
+
+def test_secrets_are_not_printed(case):
+    secrets = {
+        "_DATABASE_URL": "postgres://someone:hunter2hunter2@127.0.0.1/x",
+        "REGISTRY__PASSWORD": "hunter3hunter3",
+        "KAFKA__PROPERTIES__SASL_PASSWORD": "hunter4hunter4",
+    }
+    done = case.run("config", **secrets)
+    assert done.returncode == 0, done.stderr
+    assert "hunter" not in done.stdout + done.stderr
+
+
+def test_help_has_the_exit_codes(case):
+    done = case.run("--help")
+    assert done.returncode == 0
+    for code in ("64", "65", "66", "67", "70", "75", "130"):
+        assert code in done.stdout
+
+
+def test_wrong_arguments_are_2(case):
+    assert case.run("run", "--no-such-flag").returncode == 2
