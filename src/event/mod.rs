@@ -2,8 +2,8 @@
 //!
 //! What this module promises:
 //!
-//! 1. No input panics, recurses without a bound, or makes it allocate more than a small multiple of
-//!    the metadata limit. Values above [`VALUE_BYTES_MAX`] are refused unread.
+//! 1. No input panics, recurses without a bound, or makes it allocate more than about its own size
+//!    (whatever lengths it claims). Values above [`VALUE_BYTES_MAX`] are refused unread.
 //! 2. An accepted interaction satisfies every limit of the table below, so that no later step can
 //!    refuse the row. Nothing is decided by the worker's clock: the same record gets the same verdict
 //!    at any time, on any worker.

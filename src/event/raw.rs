@@ -167,3 +167,48 @@ impl<'v> RawEvent<'v> {
         *slot = raw;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use apache_avro::Schema;
+    use apache_avro::schema::UuidSchema;
+
+    use super::*;
+    use crate::event::READER_SCHEMA_JSON;
+
+    fn wanted(schema: &Schema) -> Wanted {
+        match schema {
+            Schema::Uuid(UuidSchema::String) => Wanted::Uuid,
+            Schema::String => Wanted::String,
+            Schema::Double => Wanted::Double,
+            Schema::Int => Wanted::Int,
+            Schema::TimestampMillis => Wanted::TimestampMillis,
+            Schema::Map(map) if *map.types == Schema::String => Wanted::StringMap,
+            Schema::Union(union) => match union.variants() {
+                [Schema::Null, other] => wanted(other),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_fields_are_those_of_the_reader_schema() {
+        let Schema::Record(reader) = Schema::parse_str(READER_SCHEMA_JSON).unwrap() else {
+            panic!("no record")
+        };
+        assert_eq!(reader.fields.len(), Field::ALL.len());
+        for (field, (index, known)) in reader.fields.iter().zip(Field::ALL.iter().enumerate()) {
+            assert_eq!(*known as usize, index);
+            assert_eq!(field.name, known.name());
+            assert_eq!(field.aliases, known.aliases(), "{}", field.name);
+            assert_eq!(
+                field.default.is_none(),
+                known.is_required(),
+                "{}",
+                field.name
+            );
+            assert_eq!(wanted(&field.schema), known.wanted(), "{}", field.name);
+        }
+    }
+}

@@ -26,6 +26,7 @@ mod cursor;
 mod plan;
 mod read;
 mod skip;
+mod types;
 
 use std::fmt;
 
@@ -37,7 +38,15 @@ pub(super) use read::decode;
 pub struct SchemaRefused(Box<str>);
 
 impl SchemaRefused {
-    fn new(why: impl Into<Box<str>>) -> Self {
+    /// A parser's error may repeat half the schema, and this text goes into a header of every dead
+    /// letter: it is cut.
+    fn new(why: impl Into<String>) -> Self {
+        const BYTES_MAX: usize = 500;
+        let mut why: String = why.into();
+        if why.len() > BYTES_MAX {
+            why.truncate(why.floor_char_boundary(BYTES_MAX));
+            why.push('…');
+        }
         Self(why.into())
     }
 }

@@ -8,9 +8,13 @@ use apache_avro::schema::{InnerDecimalSchema, Name, RecordSchema, UuidSchema};
 use super::super::raw::{Field, Wanted};
 use super::SchemaRefused;
 use super::skip::Skip;
+use super::types::{defined_name, is_text, type_name, wanted_name};
 
-/// A registry takes schemas of this size; a schema that is larger is an accident.
-const SCHEMA_BYTES_MAX: usize = 1 << 20;
+/// Ours has 4 KiB. Compiling takes time in proportion, and the pipeline waits for it.
+const SCHEMA_BYTES_MAX: usize = 1 << 18;
+
+/// Types within each other, references followed. The compiler recurses over them.
+const SCHEMA_DEPTH_MAX: usize = 128;
 
 /// A writer schema, resolved: what to do with each of its fields, in its order.
 #[derive(Debug)]
@@ -80,6 +84,7 @@ struct Compiler<'s> {
     named: Vec<Skip>,
     /// Of the named types: whether a value takes no bytes.
     empty: HashMap<Name, bool>,
+    depth: usize,
 }
 
 impl<'s> Compiler<'s> {
@@ -201,9 +206,15 @@ impl<'s> Compiler<'s> {
     }
 
     fn skip(&mut self, schema: &'s Schema) -> Result<Skip, SchemaRefused> {
-        if self.is_empty(schema)? {
-            return Ok(Skip::Nothing);
-        }
+        self.deeper(|compiler| {
+            if compiler.is_empty(schema)? {
+                return Ok(Skip::Nothing);
+            }
+            compiler.skip_some(schema)
+        })
+    }
+
+    fn skip_some(&mut self, schema: &'s Schema) -> Result<Skip, SchemaRefused> {
         Ok(match schema {
             Schema::Null => Skip::Nothing,
             Schema::Boolean => Skip::Boolean,
@@ -296,10 +307,25 @@ impl<'s> Compiler<'s> {
             }
             Schema::Ref { name } => {
                 let definition = self.definition(name)?;
-                self.is_empty(definition)
+                self.deeper(|compiler| compiler.is_empty(definition))
             }
             _ => Ok(false),
         }
+    }
+
+    fn deeper<T>(
+        &mut self,
+        compile: impl FnOnce(&mut Self) -> Result<T, SchemaRefused>,
+    ) -> Result<T, SchemaRefused> {
+        if self.depth >= SCHEMA_DEPTH_MAX {
+            return Err(SchemaRefused::new(format!(
+                "types are nested more than {SCHEMA_DEPTH_MAX} deep"
+            )));
+        }
+        self.depth += 1;
+        let compiled = compile(self);
+        self.depth -= 1;
+        compiled
     }
 }
 
@@ -314,70 +340,4 @@ fn source_of(field: Field, record: &RecordSchema) -> Option<&str> {
 
 fn takes_a_value(branches: &[Branch]) -> bool {
     branches.iter().any(|b| matches!(b, Branch::Read(_)))
-}
-
-fn is_text(schema: &Schema) -> bool {
-    matches!(
-        schema,
-        Schema::String | Schema::Bytes | Schema::Uuid(UuidSchema::String | UuidSchema::Bytes)
-    )
-}
-
-fn defined_name(schema: &Schema) -> Option<&Name> {
-    match schema {
-        Schema::Record(record) => Some(&record.name),
-        Schema::Enum(enumeration) => Some(&enumeration.name),
-        Schema::Fixed(fixed) | Schema::Duration(fixed) | Schema::Uuid(UuidSchema::Fixed(fixed)) => {
-            Some(&fixed.name)
-        }
-        Schema::Decimal(decimal) => match &decimal.inner {
-            InnerDecimalSchema::Fixed(fixed) => Some(&fixed.name),
-            InnerDecimalSchema::Bytes => None,
-        },
-        _ => None,
-    }
-}
-
-const fn wanted_name(wanted: Wanted) -> &'static str {
-    match wanted {
-        Wanted::Uuid => "a uuid",
-        Wanted::String => "string",
-        Wanted::Double => "double",
-        Wanted::Int => "int",
-        Wanted::TimestampMillis => "timestamp-millis",
-        Wanted::StringMap => "map of string",
-    }
-}
-
-fn type_name(schema: &Schema) -> &'static str {
-    match schema {
-        Schema::Null => "null",
-        Schema::Boolean => "boolean",
-        Schema::Int => "int",
-        Schema::Long => "long",
-        Schema::Float => "float",
-        Schema::Double => "double",
-        Schema::Bytes => "bytes",
-        Schema::String => "string",
-        Schema::Array(_) => "array",
-        Schema::Map(_) => "map",
-        Schema::Union(_) => "union",
-        Schema::Record(_) => "record",
-        Schema::Enum(_) => "enum",
-        Schema::Fixed(_) => "fixed",
-        Schema::Decimal(_) => "decimal",
-        Schema::BigDecimal => "big-decimal",
-        Schema::Uuid(_) => "uuid",
-        Schema::Date => "date",
-        Schema::TimeMillis => "time-millis",
-        Schema::TimeMicros => "time-micros",
-        Schema::TimestampMillis => "timestamp-millis",
-        Schema::TimestampMicros => "timestamp-micros",
-        Schema::TimestampNanos => "timestamp-nanos",
-        Schema::LocalTimestampMillis => "local-timestamp-millis",
-        Schema::LocalTimestampMicros => "local-timestamp-micros",
-        Schema::LocalTimestampNanos => "local-timestamp-nanos",
-        Schema::Duration(_) => "duration",
-        Schema::Ref { .. } => "reference",
-    }
 }

@@ -17,6 +17,7 @@
 //!   Of so many keys that the metadata limit is passed for certain the rest is not read.
 
 pub(super) mod scan;
+mod token;
 
 use std::mem;
 
@@ -24,13 +25,17 @@ use super::interaction::{Checks, Interaction};
 use super::metadata::{self, ENTRIES_MAX, Entry};
 use super::raw::{Field, Raw, RawEvent, RawMetadata};
 use super::reject::{Reject, RejectReason};
-use scan::{Fault, Kind, Scanner, Token};
+use scan::{Fault, Scanner};
+use token::{Kind, Token};
 
 /// The other way in which the score is met.
 const SCORE_SNAKE_CASE: &str = "recommendation_score";
 
 /// So many keys and the metadata has too many entries for certain: one may leave it as the score.
 const KEYS_MAX: usize = ENTRIES_MAX + 1;
+
+/// What every event within its limits fits into, however it is escaped.
+const UNESCAPED_BYTES_KEPT: usize = 64 * 1024;
 
 type Pair<'v> = (Token<'v>, Token<'v>);
 
@@ -140,6 +145,10 @@ impl<'v> Sent<'v> {
     }
 
     fn unescape(&mut self, text: &mut String, ends: &mut Vec<usize>) {
+        // One huge event must not hold its memory for good.
+        if text.capacity() > UNESCAPED_BYTES_KEPT {
+            *text = String::new();
+        }
         text.clear();
         ends.clear();
         self.for_each_token(|token| {

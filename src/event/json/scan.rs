@@ -1,8 +1,7 @@
 //! A strict JSON scanner (RFC 8259) over text that is known to be UTF-8. It hands out slices and
 //! copies nothing; recursion and memory are bounded whatever the text says.
 
-use std::borrow::Cow;
-use std::cmp::Ordering;
+use super::token::{Kind, Token};
 
 /// Objects and arrays within each other, the event itself included. Deeper, and a recursion per level
 /// would cost stack that nobody accounts for.
@@ -11,75 +10,6 @@ pub const DEPTH_MAX: usize = 32;
 /// Keys of nested objects that are remembered at once, to find duplicates. So many do not fit into
 /// the metadata limit; without a bound a value of 1 MiB could make us remember 200,000.
 const NESTED_KEYS_MAX: usize = 4096;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A string whose text is its value.
-    String,
-    /// A string with escapes: its text has yet to be unescaped.
-    Escaped,
-    Number,
-    Boolean,
-    Null,
-    Object,
-    Array,
-}
-
-/// One value as it stands in the text; of a string what is between the quotes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Token<'v> {
-    pub kind: Kind,
-    pub text: &'v str,
-}
-
-impl<'v> Token<'v> {
-    pub const NULL: Token<'static> = Token {
-        kind: Kind::Null,
-        text: "null",
-    };
-
-    pub fn is_string(&self) -> bool {
-        matches!(self.kind, Kind::String | Kind::Escaped)
-    }
-
-    /// Characters of a string's value.
-    pub fn chars(&self) -> Unescaped<'v> {
-        Unescaped(self.text.chars(), self.kind == Kind::Escaped)
-    }
-
-    /// A string's value.
-    pub fn decoded(&self) -> Cow<'v, str> {
-        match self.kind {
-            Kind::Escaped => Cow::Owned(self.chars().collect()),
-            _ => Cow::Borrowed(self.text),
-        }
-    }
-
-    /// Whether the string's value is `name`.
-    pub fn is(&self, name: &str) -> bool {
-        match self.kind {
-            Kind::Escaped => self.chars().eq(name.chars()),
-            _ => self.text == name,
-        }
-    }
-
-    /// Whether two strings have the same value.
-    pub fn same(&self, other: &Self) -> bool {
-        if self.kind == Kind::Escaped || other.kind == Kind::Escaped {
-            self.chars().eq(other.chars())
-        } else {
-            self.text == other.text
-        }
-    }
-
-    fn cmp_value(&self, other: &Self) -> Ordering {
-        if self.kind == Kind::Escaped || other.kind == Kind::Escaped {
-            self.chars().cmp(other.chars())
-        } else {
-            self.text.cmp(other.text)
-        }
-    }
-}
 
 /// What is wrong with the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -390,45 +320,4 @@ fn check_depth(depth: usize) -> Scanned<()> {
 pub fn is_number(text: &str) -> bool {
     let mut scanner = Scanner::new(text, Vec::new());
     scanner.number().is_ok() && scanner.position == text.len()
-}
-
-/// Characters of a string whose escapes were checked by the scanner.
-#[derive(Debug, Clone)]
-pub struct Unescaped<'v>(std::str::Chars<'v>, bool);
-
-impl Unescaped<'_> {
-    fn hex4(&mut self) -> u32 {
-        let mut digits = self.0.by_ref().take(4);
-        digits
-            .try_fold(0, |value, c| Some(value * 16 + c.to_digit(16)?))
-            .unwrap_or(0)
-    }
-}
-
-impl Iterator for Unescaped<'_> {
-    type Item = char;
-
-    fn next(&mut self) -> Option<char> {
-        let c = self.0.next()?;
-        if c != '\\' || !self.1 {
-            return Some(c);
-        }
-        Some(match self.0.next()? {
-            'b' => '\u{8}',
-            'f' => '\u{c}',
-            'n' => '\n',
-            'r' => '\r',
-            't' => '\t',
-            'u' => {
-                let mut unit = self.hex4();
-                if (0xD800..0xDC00).contains(&unit) {
-                    self.0.by_ref().take(2).for_each(drop);
-                    let low = self.hex4();
-                    unit = 0x10000 + ((unit & 0x3FF) << 10) + (low & 0x3FF);
-                }
-                char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER)
-            }
-            other => other,
-        })
-    }
 }
