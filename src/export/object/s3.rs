@@ -48,6 +48,15 @@ impl S3 {
     /// Reads the SDK's configuration. Sends nothing to the store, and never fails for one that is
     /// away; without a region no request can be signed.
     pub async fn connect(settings: &S3Settings) -> Result<Self, StoreError> {
+        Self::connect_with(settings, aws_config::defaults(BehaviorVersion::latest())).await
+    }
+
+    /// The same with an SDK configuration that has been started by the caller, for credentials of
+    /// his own.
+    pub async fn connect_with(
+        settings: &S3Settings,
+        sdk: aws_config::ConfigLoader,
+    ) -> Result<Self, StoreError> {
         let timeout = Duration::from_millis(settings.timeout_ms);
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
@@ -59,7 +68,7 @@ impl S3 {
             .download_enabled(true)
             .grace_period(STALL_MAX.min(timeout))
             .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        let mut loader = sdk
             .timeout_config(timeouts)
             .stalled_stream_protection(stall)
             // A write whose answer was lost must not be sent again in silence: its 412 would be

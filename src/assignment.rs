@@ -1,0 +1,154 @@
+//! Taking partitions over: everything that is asked before the first record is taken.
+//!
+//! 1. The topic's row says whose ledger this is; a foreign one is refused.
+//! 2. A bucket that knows more than the ledger stops the partition: Postgres was restored.
+//! 3. Only then are new epochs taken.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use sqlx::PgPool;
+
+use crate::export::manifest::parse_file_key;
+use crate::export::object::{ObjectStore, StoreError};
+use crate::kafka::probe::{self, Found};
+use crate::kafka::rebalance::Candidate;
+use crate::postgres::ledger::{self, Assigned, Identity, LedgerError, NewestObject, Owned};
+use crate::reject_limit::RejectLimits;
+use crate::retry::Backoff;
+use crate::row;
+use crate::telemetry::metrics;
+
+/// How long the bucket may take to be listed. Longer eats the callback's deadline; a bucket that is
+/// away must not keep partitions from persisting: what was not checked here is noticed at the first
+/// upload, which meets the objects that the ledger does not know.
+const LIST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What an assignment needs.
+#[derive(Clone)]
+pub struct Assigner {
+    pub pool: PgPool,
+    pub store: Arc<dyn ObjectStore>,
+    pub kafka: ClientConfig,
+    pub who: Identity,
+    pub prefix: String,
+    pub limits: RejectLimits,
+    pub deadline: Duration,
+}
+
+impl Assigner {
+    /// Takes the partitions over, or says why not. Postgres being away is waited for up to the
+    /// deadline.
+    pub async fn assign(&self, candidates: &[Candidate]) -> Result<Assigned, LedgerError> {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let until = tokio::time::Instant::now() + self.deadline;
+        loop {
+            match tokio::time::timeout_at(until, self.try_assign(candidates)).await {
+                Err(_) => return Err(sqlx::Error::PoolTimedOut.into()),
+                Ok(Err(LedgerError::Sql(error))) => {
+                    metrics::retried("postgres");
+                    tracing::warn!(%error, "the ledger did not answer: trying again");
+                    backoff.wait().await;
+                }
+                Ok(other) => return other,
+            }
+        }
+    }
+
+    async fn try_assign(&self, candidates: &[Candidate]) -> Result<Assigned, LedgerError> {
+        let topic = &self.who.topic;
+        let (known, now_ms) = ledger::topic_known(&self.pool, topic).await?;
+        if !known {
+            let first_day = self.first_day(now_ms).await;
+            ledger::enter_topic(&self.pool, &self.who, first_day).await?;
+        }
+        let rows = ledger::peek(&self.pool, topic).await?;
+        let objects = match tokio::time::timeout(LIST_TIMEOUT, self.newest_objects(&rows)).await {
+            Ok(Ok(objects)) => objects,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the bucket cannot be listed: whether Postgres was restored is not checked now");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::warn!("the bucket does not answer: whether Postgres was restored is not checked now");
+                Vec::new()
+            }
+        };
+        ledger::assign(&self.pool, &self.who, candidates, &objects, &self.limits).await
+    }
+
+    /// The day of the oldest record that the topic still has; today if it has none.
+    async fn first_day(&self, now_ms: i64) -> i32 {
+        let (config, topic) = (self.kafka.clone(), self.who.topic.clone());
+        let ask = move || first_timestamp_ms(&config, &topic);
+        let first_ms = match tokio::task::spawn_blocking(ask).await {
+            Ok(Ok(first_ms)) => first_ms,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the oldest record's day is unknown: days begin today");
+                None
+            }
+            Err(_) => None,
+        };
+        row::day_of_ms(first_ms.unwrap_or(now_ms).min(now_ms))
+    }
+
+    /// The newest object of each partition that the ledger has not entered yet. It is listed before
+    /// the ledger's rows are locked: whatever lies in the bucket by then, the ledger must know of.
+    async fn newest_objects(
+        &self,
+        rows: &BTreeMap<i32, Owned>,
+    ) -> Result<Vec<NewestObject>, StoreError> {
+        let Some(oldest_open) = rows.values().map(|r| r.closed_day + 1).min() else {
+            return Ok(Vec::new());
+        };
+        let folder = format!("{}/", self.prefix);
+        let after = format!("{folder}{}", row::day_text(oldest_open));
+        let mut newest: BTreeMap<i32, (i64, String)> = BTreeMap::new();
+        for object in self.store.list(&folder, Some(&after)).await? {
+            let Some((_, topic, partition, first_offset)) = parse_file_key(&object.key) else {
+                continue;
+            };
+            if topic != self.who.topic {
+                continue;
+            }
+            let entry = newest.entry(partition).or_insert((first_offset, object.key.clone()));
+            if first_offset > entry.0 {
+                *entry = (first_offset, object.key);
+            }
+        }
+        let mut found = Vec::new();
+        for (partition, (first_offset, key)) in newest {
+            let Some(row) = rows.get(&partition) else { continue };
+            // Below the export frontier it is entered: nothing more to ask.
+            if first_offset < row.export_frontier {
+                continue;
+            }
+            let info = self.store.head(&key).await?;
+            let number = |name: &str| {
+                info.as_ref().and_then(|i| i.metadata.get(name)).and_then(|v| v.parse::<i64>().ok())
+            };
+            found.push(NewestObject {
+                partition,
+                next_offset: number("next-offset").unwrap_or(first_offset + 1),
+                epoch: number("epoch").unwrap_or(0),
+                key,
+            });
+        }
+        Ok(found)
+    }
+}
+
+fn first_timestamp_ms(config: &ClientConfig, topic: &str) -> anyhow::Result<Option<i64>> {
+    let timeout = Duration::from_secs(3);
+    let partitions = probe::partitions(config, topic, timeout)?;
+    let bounds = probe::bounds(config, topic, &partitions, timeout)?;
+    let firsts: Vec<(i32, i64)> = bounds.iter().map(|(p, low, _)| (*p, *low)).collect();
+    let found = probe::read_at(config, topic, &firsts, timeout)?;
+    let timestamps = found.values().filter_map(|found| match found {
+        Found::Record { timestamp_ms, .. } => Some(*timestamp_ms),
+        Found::End => None,
+    });
+    Ok(timestamps.min())
+}

@@ -1,0 +1,176 @@
+//! `feed-worker ledger`: what stands in it, and what only an operator may decide.
+
+use anyhow::Context;
+use sqlx::{PgPool, Postgres, Row, Transaction};
+
+use super::Failure;
+use crate::config::Config;
+use crate::postgres;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Print every partition: frontiers, days, owner, and why it is stopped.
+    Show {
+        /// As JSON, one object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Accept that records are gone, or never were: the partition goes on at an offset.
+    AcceptGap {
+        #[arg(long)]
+        partition: i32,
+        /// Offset to go on at; everything before it that was not read stays unread.
+        #[arg(long)]
+        to: i64,
+        /// Why, for whoever asks later.
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
+    match command {
+        Command::Show { json } => show(config, json).await,
+        Command::AcceptGap { partition, to, reason } => {
+            accept_gap(config, partition, to, &reason).await
+        }
+    }
+}
+
+pub(super) async fn connect(config: &Config) -> Result<Transaction<'static, Postgres>, Failure> {
+    let pool: PgPool = postgres::pool(config).map_err(anyhow::Error::from)?;
+    let begin = pool.begin().await.context("connecting to postgres (DATABASE_URL)");
+    Ok(begin?)
+}
+
+/// Every decision of an operator leaves a trace.
+pub(super) async fn log_action(
+    tx: &mut Transaction<'static, Postgres>,
+    command: &str,
+    reason: &str,
+    detail: serde_json::Value,
+) -> Result<(), Failure> {
+    sqlx::query("INSERT INTO operator_actions (command, reason, detail) VALUES ($1, $2, $3)")
+        .bind(command)
+        .bind(reason)
+        .bind(detail)
+        .execute(&mut **tx)
+        .await
+        .context("writing the operator's action down")?;
+    Ok(())
+}
+
+async fn show(config: &Config, json: bool) -> Result<(), Failure> {
+    let mut tx = connect(config).await?;
+    let rows = sqlx::query(
+        "SELECT l.partition, l.epoch, l.owner, l.persist_frontier, l.persist_day::text AS persist_day,
+                l.export_frontier, l.closed_day::text AS closed_day, l.rejects_total,
+                t.success_day::text AS success_day, coalesce(l.stopped, '') AS stopped,
+                coalesce(l.stopped_detail, '') AS stopped_detail,
+                to_char(l.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS updated_at
+         FROM partition_ledger l JOIN topic_ledger t USING (topic)
+         WHERE l.topic = $1 ORDER BY l.partition",
+    )
+    .bind(&config.kafka.topic)
+    .fetch_all(&mut *tx)
+    .await
+    .context("reading the ledger")?;
+    if !json {
+        println!(
+            "{:>9} {:>14} {:>14} {:>11} {:>11} {:>9} {:<20} {:<20} state",
+            "partition", "persisted", "exported", "day", "closed", "rejects", "owner", "updated"
+        );
+    }
+    for row in rows {
+        let (stopped, detail): (String, String) = (row.get("stopped"), row.get("stopped_detail"));
+        let state = if stopped.is_empty() { "runs".to_owned() } else { format!("{stopped}: {detail}") };
+        if json {
+            println!(
+                "{}",
+                serde_json::json!({
+                    "topic": config.kafka.topic, "partition": row.get::<i32, _>("partition"),
+                    "epoch": row.get::<i64, _>("epoch"), "owner": row.get::<String, _>("owner"),
+                    "persist_frontier": row.get::<i64, _>("persist_frontier"),
+                    "persist_day": row.get::<String, _>("persist_day"),
+                    "export_frontier": row.get::<i64, _>("export_frontier"),
+                    "closed_day": row.get::<String, _>("closed_day"),
+                    "success_day": row.get::<String, _>("success_day"),
+                    "rejects_total": row.get::<i64, _>("rejects_total"),
+                    "stopped": stopped, "stopped_detail": detail,
+                    "updated_at": row.get::<String, _>("updated_at"),
+                })
+            );
+        } else {
+            println!(
+                "{:>9} {:>14} {:>14} {:>11} {:>11} {:>9} {:<20} {:<20} {state}",
+                row.get::<i32, _>("partition"),
+                row.get::<i64, _>("persist_frontier"),
+                row.get::<i64, _>("export_frontier"),
+                row.get::<String, _>("persist_day"),
+                row.get::<String, _>("closed_day"),
+                row.get::<i64, _>("rejects_total"),
+                row.get::<String, _>("owner"),
+                row.get::<String, _>("updated_at"),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Moves a stopped partition's frontier to `to`, and writes the range that was never read down.
+async fn accept_gap(config: &Config, partition: i32, to: i64, reason: &str) -> Result<(), Failure> {
+    let mut tx = connect(config).await?;
+    let topic = &config.kafka.topic;
+    let row = sqlx::query(
+        "SELECT persist_frontier, stopped FROM partition_ledger
+         WHERE topic = $1 AND partition = $2 FOR UPDATE",
+    )
+    .bind(topic)
+    .bind(partition)
+    .fetch_optional(&mut *tx)
+    .await
+    .context("reading the ledger")?;
+    let Some(row) = row else {
+        return Err(Failure::Ledger(format!("the ledger has no partition {partition} of {topic}")));
+    };
+    let (frontier, stopped): (i64, Option<String>) = (row.get(0), row.get(1));
+    let Some(stopped) = stopped else {
+        return Err(Failure::Ledger(format!("partition {partition} is not stopped: nothing to accept")));
+    };
+    if stopped != "gap" || to < frontier {
+        return Err(Failure::Ledger(format!(
+            "partition {partition} is stopped for `{stopped}` at offset {frontier}: only a gap can be accepted, \
+             and only forwards; for a topic that was created anew see docs/operations.md"
+        )));
+    }
+    sqlx::query(
+        "INSERT INTO ingest_gaps (topic, partition, from_offset, to_offset, day, reason)
+         SELECT topic, partition, persist_frontier, $3, persist_day, $4 FROM partition_ledger
+         WHERE topic = $1 AND partition = $2 AND persist_frontier < $3",
+    )
+    .bind(topic)
+    .bind(partition)
+    .bind(to)
+    .bind(reason)
+    .execute(&mut *tx)
+    .await
+    .context("writing the gap down")?;
+    // A new epoch: whoever still believes to own the partition must not go on from the old frontier.
+    sqlx::query(
+        "UPDATE partition_ledger SET persist_frontier = $3, last_record_hash = NULL, stopped = NULL,
+             stopped_detail = NULL, updated_at = now(),
+             epoch = greatest(epoch + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+         WHERE topic = $1 AND partition = $2",
+    )
+    .bind(topic)
+    .bind(partition)
+    .bind(to)
+    .execute(&mut *tx)
+    .await
+    .context("moving the frontier")?;
+    let detail = serde_json::json!({ "topic": topic, "partition": partition, "from": frontier, "to": to });
+    log_action(&mut tx, "ledger accept-gap", reason, detail).await?;
+    tx.commit().await.context("committing the decision")?;
+    println!("partition {partition} goes on at {to}; {} offsets were never read", to - frontier);
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! `feed-worker migrate`: the tables, in versions that are never changed once released.
+
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::Failure;
+use crate::config::Config;
+use crate::postgres::{self, MIGRATIONS};
+
+/// Applies what is missing. Safe to run twice at once: an advisory lock orders the runs.
+pub async fn run(config: &Config) -> Result<(), Failure> {
+    let options = postgres::connect_options(config)
+        .map_err(anyhow::Error::from)?
+        // A migration may take longer than a worker's statement.
+        .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
+    let mut connection = PgConnection::connect_with(&options)
+        .await
+        .map_err(|e| anyhow::anyhow!("connecting to postgres (DATABASE_URL) to migrate: {e}"))?;
+    MIGRATIONS
+        .run(&mut connection)
+        .await
+        .map_err(|e| Failure::Ledger(format!("migrating the tables: {e}")))?;
+    tracing::info!(version = newest(), "the tables are of this program's version");
+    Ok(())
+}
+
+/// Refuses tables of another version: an older one lacks what this program writes.
+pub async fn check(pool: &PgPool) -> Result<(), Failure> {
+    let version: Option<i64> =
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+            .fetch_one(pool)
+            .await
+            .map_err(|e| Failure::Ledger(format!("reading the version of the tables: {e}")))?;
+    let version = version.unwrap_or(0);
+    // Newer tables are fine: migrations only add, so that an upgrade can be rolled back.
+    if version < newest() {
+        return Err(Failure::Ledger(format!(
+            "the tables are of version {version}, this program needs {}: run `feed-worker migrate`",
+            newest()
+        )));
+    }
+    Ok(())
+}
+
+fn newest() -> i64 {
+    MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0)
+}

@@ -1,0 +1,161 @@
+//! The commands, one file each, and what they end with.
+
+pub mod config;
+pub mod ledger;
+pub mod maintain;
+pub mod migrate;
+pub mod produce;
+pub mod rejects;
+pub mod run;
+pub mod schemas;
+pub mod topics;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Provenance};
+use crate::telemetry;
+
+/// What a command ends with when it does not succeed. The numbers are in the README.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    RejectFlood(String),
+    #[error("{0}")]
+    Ledger(String),
+    #[error("{0}")]
+    UnsafeStore(String),
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+    #[error("{0}")]
+    Deadline(String),
+}
+
+impl Failure {
+    /// The process's exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Failure::Config(_) => 64,
+            Failure::RejectFlood(_) => 65,
+            Failure::Ledger(_) => 66,
+            Failure::UnsafeStore(_) => 67,
+            Failure::Other(_) => 70,
+            Failure::Deadline(_) => 75,
+        }
+    }
+}
+
+/// Exit code of a second signal.
+pub const INTERRUPTED: i32 = 130;
+
+const EXIT_CODES: &str = "Exit codes:
+  0    done, or shut down as asked
+  2    wrong arguments
+  64   bad configuration (the key is named)
+  65   reject flood: too many bad events; see `feed-worker rejects accept`
+  66   refused ledger: it belongs to another cluster or group, or its schema is not this program's
+  67   unsafe store: the bucket does not honour conditional writes
+  70   fatal client error, or an error of this program
+  75   gave up after a deadline
+  130  interrupted by a second signal";
+
+/// Feed interactions from Kafka to Postgres and Parquet on S3, exactly once in effect.
+#[derive(Debug, Parser)]
+#[command(name = "feed-worker", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// YAML file with the configuration (also FEED_WORKER_CONFIG).
+    #[arg(long, global = true)]
+    pub config: Option<PathBuf>,
+    /// One setting, e.g. `--set batch.rows_max=5000`; may be repeated, wins over everything else.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a worker.
+    Run(run::Args),
+    /// Bring the tables to this program's version.
+    Migrate,
+    /// Make day partitions ahead, tidy the default partition, drop closed days past retention.
+    Maintain,
+    /// Print the effective configuration and where each value comes from.
+    Config(config::Args),
+    /// See the ledger, and decide what the worker may not.
+    #[command(subcommand)]
+    Ledger(ledger::Command),
+    /// Decide about a flood of rejected events.
+    #[command(subcommand)]
+    Rejects(rejects::Command),
+    /// Hold the topics to topics.yaml.
+    Topics(topics::Args),
+    /// Register the event's schemas.
+    Schemas(schemas::Args),
+    /// Produce events: generated load.
+    Produce(produce::Args),
+}
+
+/// What the producer-side commands need of the configuration.
+pub struct ClientContext {
+    pub kafka: rdkafka::ClientConfig,
+    pub topic: String,
+    pub dlq_topic: String,
+    pub registry_url: String,
+    pub registry_auth: Option<(String, String)>,
+}
+
+impl ClientContext {
+    fn new(config: &Config) -> Self {
+        let registry = &config.registry;
+        let password = registry.password.as_ref().map(|p| p.expose().to_owned());
+        ClientContext {
+            kafka: crate::kafka::client_config(config),
+            topic: config.kafka.topic.clone(),
+            dlq_topic: config.kafka.dlq_topic.clone(),
+            registry_url: registry.url.clone(),
+            registry_auth: registry.username.clone().zip(password),
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    // Not every command needs every address; a worker needs them all before it touches anything.
+    let (config, provenance) = Config::load_partial(cli.config.as_deref(), &cli.sets)?;
+    if matches!(cli.command, Command::Run(_)) {
+        config.require(&provenance)?;
+    }
+    telemetry::init_logging(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)?;
+    let result = runtime.block_on(dispatch(cli.command, config, &provenance));
+    // A blocking call into a client must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(
+    command: Command,
+    config: Config,
+    provenance: &Provenance,
+) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => run::run(args, config).await,
+        Command::Migrate => migrate::run(&config).await,
+        Command::Maintain => maintain::run(&config).await,
+        Command::Config(args) => config::run(&args, &config, provenance).map_err(Failure::from),
+        Command::Ledger(command) => ledger::run(command, &config).await,
+        Command::Rejects(command) => rejects::run(command, &config).await,
+        Command::Topics(args) => Ok(topics::run(args, &ClientContext::new(&config)).await?),
+        Command::Schemas(args) => Ok(schemas::run(args, &ClientContext::new(&config)).await?),
+        Command::Produce(args) => Ok(produce::run(args, &ClientContext::new(&config)).await?),
+    }
+}

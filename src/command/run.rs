@@ -1,0 +1,189 @@
+//! `feed-worker run`: checks first, then the pipeline, until a signal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, INTERRUPTED, migrate};
+use crate::config::Config;
+use crate::export::object::{ObjectStore, S3, S3Settings, prove_conditional_writes};
+use crate::kafka::dead_letters::DeadLetters;
+use crate::kafka::probe;
+use crate::pipeline::{Ended, Outside, Pipeline};
+use crate::postgres;
+use crate::postgres::ledger::{self, Identity, LedgerError};
+use crate::registry::Registry;
+use crate::retry::Backoff;
+use crate::telemetry::health::{self, Health};
+use crate::telemetry::metrics;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bring the tables to this program's version first (needs the right to; for small set-ups).
+    #[arg(long)]
+    migrate: bool,
+}
+
+/// Runs a worker until SIGTERM or SIGINT; a second signal ends the process at once.
+pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
+    let signals = Signals::new()?;
+    let _flush = metrics::install(&config.statsd)?;
+    let health = Health::new(Duration::from_millis(config.health.stall_ms));
+    health::serve(&config.health.addr, health.clone()).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        topic = config.kafka.topic,
+        group = config.kafka.group_id,
+        bucket = config.s3.bucket,
+        prefix = config.s3.prefix,
+        "feed-worker starts"
+    );
+    if args.migrate {
+        migrate::run(&config).await?;
+        super::maintain::run(&config).await?;
+    }
+    let stop = signals.first();
+    let prepared = tokio::select! {
+        prepared = prepare(&config, health) => prepared?,
+        () = stop.clone().wait() => return Ok(()),
+    };
+    let (pipeline, events, completions) = Pipeline::start(config, prepared)?;
+    pipeline.run(events, completions, stop.wait()).await.map_err(|ended| match ended {
+        Ended::Flood(why) => Failure::RejectFlood(why),
+        Ended::Ledger(why) => Failure::Ledger(why),
+        Ended::Fatal(why) => Failure::Other(anyhow::anyhow!(why)),
+    })
+}
+
+/// Everything that must be true before the group is joined. What is away is waited for.
+async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
+    let pool = postgres::pool(config).map_err(anyhow::Error::from)?;
+    let store: Arc<dyn ObjectStore> = Arc::new(
+        S3::connect(&s3_settings(config))
+            .await
+            .map_err(|e| anyhow::anyhow!("object store client: {e}"))?,
+    );
+    prove_store(store.as_ref(), &config.s3.prefix).await?;
+    let who = Identity {
+        topic: config.kafka.topic.clone(),
+        cluster_id: cluster_id(config).await,
+        group_id: config.kafka.group_id.clone(),
+        owner: format!("{}/{}", config.kafka.client_id, std::process::id()),
+    };
+    check_ledger(&pool, &who).await?;
+    Ok(Outside {
+        pool,
+        store,
+        registry: Registry::new(config).map_err(|e| anyhow::anyhow!("registry client: {e}"))?,
+        dead_letters: DeadLetters::new(config).map_err(|e| anyhow::anyhow!("kafka producer: {e}"))?,
+        who,
+        health,
+    })
+}
+
+pub(super) fn s3_settings(config: &Config) -> S3Settings {
+    let s3 = &config.s3;
+    S3Settings {
+        bucket: s3.bucket.clone(),
+        region: s3.region.clone(),
+        endpoint: s3.endpoint.clone(),
+        force_path_style: s3.force_path_style,
+        timeout_ms: s3.timeout_ms,
+        connect_timeout_ms: s3.connect_timeout_ms,
+    }
+}
+
+/// Proves that the store honours the condition on which exactly-once rests.
+async fn prove_store(store: &dyn ObjectStore, prefix: &str) -> Result<(), Failure> {
+    use crate::export::object::ProbeError;
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        match prove_conditional_writes(store, prefix).await {
+            Ok(()) => return Ok(()),
+            Err(ProbeError::Unsafe(why)) => return Err(Failure::UnsafeStore(why)),
+            Err(ProbeError::Store(error)) => {
+                metrics::retried("s3");
+                tracing::warn!(%error, "the bucket cannot be tried yet: waiting for it");
+                backoff.wait().await;
+            }
+        }
+    }
+}
+
+async fn cluster_id(config: &Config) -> String {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        let client = crate::kafka::client_config(config);
+        let ask = move || probe::cluster_id(&client, Duration::from_secs(5));
+        match tokio::task::spawn_blocking(ask).await {
+            Ok(Ok(Some(id))) => return id,
+            Ok(Ok(None)) => tracing::warn!("the brokers do not say which cluster they are: asking again"),
+            Ok(Err(error)) => tracing::warn!(%error, "the brokers do not answer: asking again"),
+            Err(error) => tracing::warn!(%error, "the brokers could not be asked: asking again"),
+        }
+        backoff.wait().await;
+    }
+}
+
+/// The tables are of this program's version, and the ledger is this worker's.
+async fn check_ledger(pool: &sqlx::PgPool, who: &Identity) -> Result<(), Failure> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        let checked: Result<(), LedgerError> = async {
+            let mut connection = pool.acquire().await?;
+            ledger::check_identity(&mut connection, who).await
+        }
+        .await;
+        match checked {
+            Ok(()) => break,
+            Err(error @ (LedgerError::Foreign { .. } | LedgerError::Flood { .. })) => {
+                return Err(Failure::Ledger(error.to_string()));
+            }
+            Err(LedgerError::Sql(error)) => {
+                if postgres::sqlstate(&error).as_deref() == Some("42P01") {
+                    return Err(Failure::Ledger(
+                        "the tables are missing: run `feed-worker migrate` first".to_owned(),
+                    ));
+                }
+                metrics::retried("postgres");
+                tracing::warn!(%error, "postgres does not answer: waiting for it");
+                backoff.wait().await;
+            }
+        }
+    }
+    migrate::check(pool).await
+}
+
+/// SIGTERM and SIGINT: the first is told to whoever asks, the second ends the process.
+struct Signals(tokio::sync::watch::Receiver<bool>);
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let mut term = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
+        let (tell, told) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () };
+            let _ = tell.send(true);
+            tokio::select! { _ = term.recv() => (), _ = interrupt.recv() => () };
+            // Nothing is lost: what was not committed is taken again from the ledger.
+            std::process::exit(INTERRUPTED);
+        });
+        Ok(Signals(told))
+    }
+
+    fn first(&self) -> FirstSignal {
+        FirstSignal(self.0.clone())
+    }
+}
+
+#[derive(Clone)]
+struct FirstSignal(tokio::sync::watch::Receiver<bool>);
+
+impl FirstSignal {
+    async fn wait(mut self) {
+        // The sender lives as long as the process.
+        let _ = self.0.wait_for(|told| *told).await;
+    }
+}

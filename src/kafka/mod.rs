@@ -1,0 +1,47 @@
+//! The Kafka side: the source (one poll thread), dead letters, one-off reads.
+
+pub mod dead_letters;
+pub mod probe;
+pub mod rebalance;
+pub mod source;
+
+use rdkafka::ClientConfig;
+
+use crate::config::Config;
+
+/// What every client of this program shares: where the brokers are, security, the pass-through keys.
+pub fn client_config(config: &Config) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &config.kafka.bootstrap_servers);
+    client.set("client.id", &config.kafka.client_id);
+    for (key, value) in &config.kafka.properties {
+        client.set(key, value);
+    }
+    client
+}
+
+/// The group's consumer. Our own invariants are set last: a pass-through key cannot undo them.
+pub fn consumer_config(config: &Config) -> ClientConfig {
+    let kafka = &config.kafka;
+    let mut client = client_config(config);
+    // Prefetch is part of the memory budget. More does not help: one poll thread empties it.
+    client.set("queued.max.messages.kbytes", kafka.queued_kbytes_max.to_string());
+    client.set("fetch.message.max.bytes", "1048576");
+    // The default of 1 s starves a consumer that keeps up; much less only costs wake-ups.
+    client.set("fetch.queue.backoff.ms", "10");
+    client.set("topic.metadata.refresh.interval.ms", "60000");
+    client.set("group.id", &kafka.group_id);
+    client.set("session.timeout.ms", kafka.session_timeout_ms.to_string());
+    client.set("heartbeat.interval.ms", kafka.heartbeat_interval_ms.to_string());
+    client.set("max.poll.interval.ms", kafka.max_poll_interval_ms.to_string());
+    client.set("group.protocol", "classic");
+    client.set("partition.assignment.strategy", "cooperative-sticky");
+    // Offsets are the ledger's; Kafka's are told afterwards.
+    client.set("enable.auto.commit", "false");
+    client.set("enable.auto.offset.store", "false");
+    // An offset that the broker does not have is never skipped silently.
+    client.set("auto.offset.reset", "error");
+    client.set("enable.partition.eof", "false");
+    client.set("check.crcs", "true");
+    client
+}

@@ -1,0 +1,145 @@
+//! One-off reads with a consumer of their own: they neither join the group nor move its offsets.
+//!
+//! A read that answers `End` was issued after the call began, so whatever the broker appends later is
+//! later than the call. "Seen empty" rests on that.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use crate::record::Chunk;
+
+/// What stands at an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The first record at or after it: its offset and timestamp (ms).
+    Record { offset: i64, timestamp_ms: i64 },
+    /// Nothing: the partition ends there.
+    End,
+}
+
+/// Reads what stands at each (partition, offset). A partition that did not answer in time is left
+/// out. Blocks; errors are the client's.
+pub fn read_at(
+    config: &ClientConfig,
+    topic: &str,
+    wanted: &[(i32, i64)],
+    timeout: Duration,
+) -> Result<BTreeMap<i32, Found>, KafkaError> {
+    let mut config = config.clone();
+    config.set("enable.auto.commit", "false");
+    config.set("auto.offset.reset", "error");
+    config.set("enable.partition.eof", "true");
+    // One record of each partition is wanted, not a prefetch of it.
+    config.set("fetch.message.max.bytes", "1024");
+    config.set("queued.min.messages", "1");
+    if config.get("group.id").is_none() {
+        config.set("group.id", "feed-worker-probe");
+    }
+    let consumer: BaseConsumer = config.create()?;
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in wanted {
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
+    }
+    consumer.assign(&list)?;
+    let until = Instant::now() + timeout;
+    let mut found = BTreeMap::new();
+    while found.len() < wanted.len() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        match consumer.poll(left.min(Duration::from_millis(100))) {
+            Some(Ok(message)) => {
+                let timestamp_ms = message.timestamp().to_millis().unwrap_or(0);
+                let record = Found::Record { offset: message.offset(), timestamp_ms };
+                found.entry(message.partition()).or_insert(record);
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                found.entry(partition).or_insert(Found::End);
+            }
+            // Anything else: the partition stays without an answer, and the caller asks again.
+            Some(Err(_)) | None => {}
+        }
+    }
+    consumer.unassign()?;
+    Ok(found)
+}
+
+/// The partitions of a topic, fresh from the broker, sorted. Blocks.
+pub fn partitions(
+    config: &ClientConfig,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Vec<i32>, KafkaError> {
+    let consumer: BaseConsumer = config.create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), timeout)?;
+    let mut partitions: Vec<i32> = metadata
+        .topics()
+        .iter()
+        .filter(|t| t.name() == topic)
+        .flat_map(|t| t.partitions().iter().map(|p| p.id()))
+        .collect();
+    partitions.sort_unstable();
+    Ok(partitions)
+}
+
+/// The cluster's id. Blocks.
+pub fn cluster_id(config: &ClientConfig, timeout: Duration) -> Result<Option<String>, KafkaError> {
+    let consumer: BaseConsumer = config.create()?;
+    consumer.fetch_metadata(None, timeout)?;
+    Ok(consumer.client().fetch_cluster_id(timeout))
+}
+
+/// The first offset that the broker has of each partition, and the one after the last. Blocks.
+pub fn bounds(
+    config: &ClientConfig,
+    topic: &str,
+    partitions: &[i32],
+    timeout: Duration,
+) -> Result<Vec<(i32, i64, i64)>, KafkaError> {
+    let consumer: BaseConsumer = config.create()?;
+    let bounds = |partition: &i32| {
+        let (low, high) = consumer.fetch_watermarks(topic, *partition, timeout)?;
+        Ok((*partition, low, high))
+    };
+    partitions.iter().map(bounds).collect()
+}
+
+/// Reads the one record at an offset, whole; none when the broker no longer has it. Blocks.
+pub fn record_at(
+    config: &ClientConfig,
+    topic: &str,
+    (partition, offset): (i32, i64),
+    timeout: Duration,
+) -> Result<Option<Chunk>, KafkaError> {
+    let mut config = config.clone();
+    config.set("enable.auto.commit", "false");
+    config.set("auto.offset.reset", "error");
+    if config.get("group.id").is_none() {
+        config.set("group.id", "feed-worker-probe");
+    }
+    let consumer: BaseConsumer = config.create()?;
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    consumer.assign(&list)?;
+    let until = Instant::now() + timeout;
+    while Instant::now() < until {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) if message.offset() == offset => {
+                let mut chunk = Chunk::new(0);
+                chunk.push(&message);
+                return Ok(Some(chunk));
+            }
+            Some(Ok(_)) => return Ok(None),
+            Some(Err(error)) => return Err(error),
+            None => {}
+        }
+    }
+    Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut))
+}

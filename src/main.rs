@@ -1,0 +1,17 @@
+//! Arguments → configuration → telemetry → command → exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use feed_worker::command::{self, Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match command::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("feed-worker: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! One partition while this worker owns it: records in, a batch out. No I/O.
+//!
+//! 1. Records are taken in the order of their offsets, each once; what lies below the frontier is not
+//!    taken again.
+//! 2. The day never goes back: `recorded_at` is Kafka's timestamp, but not before the start of the day
+//!    that the partition has reached.
+//! 3. A record whose verdict is not known yet stops its partition there, and nothing is skipped.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rdkafka::message::Timestamp;
+use uuid::Uuid;
+
+use crate::event::{Decoder, Interaction, InteractionTypes, Verdict};
+use crate::export::exporter::Exporter;
+use crate::kafka::dead_letters::DeadLetter;
+use crate::postgres::lane::PartitionBatch;
+use crate::postgres::ledger::Owned;
+use crate::record::{Chunk, Record};
+use crate::reject_limit::{RejectLimits, RejectWindow};
+use crate::row::{self, Coordinates};
+
+/// What decides how records are taken.
+pub struct Rules {
+    pub limits: RejectLimits,
+    pub types: InteractionTypes,
+    /// Whether a producer's timestamp may decide the day; it is capped to `now_ms` then.
+    pub allow_create_time: bool,
+    /// Postgres's clock, ms since 1970.
+    pub now_ms: i64,
+}
+
+/// Why a partition's records have to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// For the schema of this id.
+    Schema(u32),
+    /// For its day to move: what comes after belongs to the day after.
+    Day,
+    /// For dead letters to be acknowledged, with the batch full.
+    DeadLetters,
+}
+
+/// How taking a run of records ended.
+#[derive(Debug)]
+pub enum Taken {
+    All,
+    /// The record at this index of the chunk has to wait.
+    Waits(usize, Wait),
+    /// The limits are exceeded: the worker stops once the batch is written.
+    Flood(String),
+    /// The topic's timestamps are the producers'.
+    CreateTime,
+    /// The record before the frontier is not the one that was persisted.
+    Recreated,
+}
+
+/// What a run of records brought beside rows.
+#[derive(Default)]
+pub struct Brought {
+    pub rejects: Vec<DeadLetter>,
+    pub key_mismatches: u64,
+    pub offset_jumps: u64,
+}
+
+/// A partition's state. The pipeline owns it; nothing here is shared.
+pub struct Partition {
+    pub id: i32,
+    pub epoch: i64,
+    /// The assignment that brought it: records polled earlier are not taken.
+    pub assignment: u64,
+    /// The frontier and day that are committed.
+    pub frontier: i64,
+    pub day: i32,
+    /// The offset that comes next.
+    expected: i64,
+    /// Fingerprint that the record at `frontier - 1` must have, until one was seen.
+    check: Option<i64>,
+    window: RejectWindow,
+    /// The batch that is being filled, and since when.
+    pub open: PartitionBatch,
+    pub open_since: Option<Instant>,
+    /// A batch is on its way to Postgres.
+    pub in_flight: bool,
+    /// A batch that came back without a row that Postgres refused, to be written first.
+    pub returned: Option<PartitionBatch>,
+    /// Dead letters of the open batch that are not acknowledged yet.
+    pub unacknowledged: u64,
+    pub wait: Option<Wait>,
+    /// Runs of records that wait, in order.
+    pub parked: VecDeque<(Arc<Chunk>, Range<usize>)>,
+    /// Its fetching is held back.
+    pub held: bool,
+    pub exporter: Exporter,
+    pub closed_day: i32,
+    /// A statement that closes days is on its way.
+    pub closing: bool,
+    /// When it was last asked whether the partition is empty.
+    pub probed_at: Option<Instant>,
+    /// The limit that was exceeded.
+    pub flood: Option<String>,
+    /// It is being given up: only what is open is still written.
+    pub leaving: bool,
+}
+
+impl Partition {
+    pub fn new(owned: &Owned, assignment: u64, exporter: Exporter) -> Self {
+        let mut partition = Partition {
+            id: owned.partition,
+            epoch: owned.epoch,
+            assignment,
+            frontier: owned.persist_frontier,
+            day: owned.persist_day,
+            expected: owned.persist_frontier,
+            check: owned.last_record_hash,
+            window: owned.window,
+            open: PartitionBatch::default(),
+            open_since: None,
+            in_flight: false,
+            returned: None,
+            unacknowledged: 0,
+            wait: None,
+            parked: VecDeque::new(),
+            held: false,
+            exporter,
+            closed_day: owned.closed_day,
+            closing: false,
+            probed_at: None,
+            flood: None,
+            leaving: false,
+        };
+        partition.open = partition.empty_batch(owned.persist_frontier, owned.persist_day);
+        partition
+    }
+
+    /// Where the consumer should begin: one record early when that record can be checked.
+    pub fn start(owned: &Owned, low: i64) -> i64 {
+        let before = owned.persist_frontier - 1;
+        if owned.last_record_hash.is_some() && before >= low { before } else { owned.persist_frontier }
+    }
+
+    fn empty_batch(&self, first: i64, day: i32) -> PartitionBatch {
+        PartitionBatch {
+            partition: self.id,
+            epoch: self.epoch,
+            first,
+            next: first,
+            day_before: day,
+            day,
+            window: self.window,
+            ..PartitionBatch::default()
+        }
+    }
+
+    /// Takes the batch that is to be written; the next one begins where it ends.
+    pub fn take_batch(&mut self) -> PartitionBatch {
+        self.in_flight = true;
+        if let Some(batch) = self.returned.take() {
+            return batch;
+        }
+        let next = self.empty_batch(self.open.next, self.open.day);
+        self.open_since = None;
+        std::mem::replace(&mut self.open, next)
+    }
+
+    /// Whether the open batch has anything to write.
+    pub fn has_open(&self) -> bool {
+        self.open.next > self.open.first
+    }
+
+    /// Whether everything that was taken is written.
+    pub fn is_written(&self) -> bool {
+        !self.has_open() && !self.in_flight && self.returned.is_none()
+    }
+
+    /// Whether nothing of this partition is on its way anywhere.
+    pub fn is_idle(&self) -> bool {
+        self.is_written() && self.parked.is_empty() && self.wait.is_none()
+    }
+
+    /// Whether the open batch may be written now.
+    pub fn is_ready(&self) -> bool {
+        let open = self.has_open() && self.unacknowledged == 0 && self.wait != Some(Wait::Day);
+        !self.in_flight && (open || self.returned.is_some())
+    }
+
+    /// The partition was seen empty and has reached a later day.
+    pub fn reach(&mut self, day: i32) {
+        self.day = day;
+        if !self.has_open() {
+            self.open = self.empty_batch(self.frontier, day);
+        }
+    }
+
+    /// Takes a run of records of this partition. Rows and rejects go into the open batch.
+    pub fn take(
+        &mut self,
+        chunk: &Chunk,
+        run: Range<usize>,
+        decoder: &mut Decoder,
+        rules: &Rules,
+        brought: &mut Brought,
+    ) -> Taken {
+        let ingested_at_ms = now_ms();
+        let mut last = None;
+        let mut outcome = Taken::All;
+        for index in run {
+            let Some(record) = chunk.records.get(index) else { break };
+            if record.offset < self.expected {
+                if self.is_another_record(chunk, record) {
+                    return Taken::Recreated;
+                }
+                continue;
+            }
+            match self.take_one(chunk, record, ingested_at_ms, decoder, rules, brought) {
+                Ok(()) => last = Some(record),
+                Err(Taken::Waits(_, wait)) => {
+                    outcome = Taken::Waits(index, wait);
+                    break;
+                }
+                Err(other) => {
+                    outcome = other;
+                    break;
+                }
+            }
+            if let Some(why) = self.window.exceeds(&rules.limits) {
+                outcome = Taken::Flood(why);
+                break;
+            }
+        }
+        if let Some(record) = last {
+            self.open.last_record_hash = Some(chunk.fingerprint(record));
+            self.open.window = self.window;
+            self.open_since.get_or_insert_with(Instant::now);
+        }
+        outcome
+    }
+
+    /// The record before the frontier, delivered to be compared.
+    fn is_another_record(&mut self, chunk: &Chunk, record: &Record) -> bool {
+        let compared = record.offset == self.frontier - 1 && self.expected == self.frontier;
+        compared && self.check.take().is_some_and(|hash| hash != chunk.fingerprint(record))
+    }
+
+    fn take_one(
+        &mut self,
+        chunk: &Chunk,
+        record: &Record,
+        ingested_at_ms: i64,
+        decoder: &mut Decoder,
+        rules: &Rules,
+        brought: &mut Brought,
+    ) -> Result<(), Taken> {
+        let timestamp_ms = match record.timestamp {
+            Timestamp::LogAppendTime(ms) => ms,
+            Timestamp::CreateTime(ms) if rules.allow_create_time => ms.min(rules.now_ms),
+            Timestamp::CreateTime(_) | Timestamp::NotAvailable => return Err(Taken::CreateTime),
+        };
+        let recorded_at_ms = timestamp_ms.max(row::day_start_ms(self.open.day));
+        let rejected = match decoder.decode(chunk.value(record), timestamp_ms) {
+            Verdict::Accept(interaction) => {
+                brought.key_mismatches += u64::from(!key_is(chunk.key(record), &interaction));
+                let at = Coordinates {
+                    partition: self.id,
+                    offset: record.offset,
+                    recorded_at_ms,
+                    ingested_at_ms,
+                };
+                row::encode(&mut self.open.tuples, &at, &interaction, &rules.types);
+                self.open.rows += 1;
+                self.open.day = row::day_of_ms(recorded_at_ms);
+                false
+            }
+            Verdict::Reject(reject) => {
+                brought.rejects.push(DeadLetter::new(chunk, record, reject));
+                self.unacknowledged += 1;
+                self.open.rejects += 1;
+                true
+            }
+            Verdict::NeedSchema(id) => return Err(Taken::Waits(0, Wait::Schema(id))),
+        };
+        // Every jump is explained: the client reports an offset that the broker lacks as an error,
+        // so what is missing here are transaction markers or compacted records.
+        brought.offset_jumps += u64::from(record.offset > self.expected);
+        if !self.has_open() {
+            self.open.oldest_ms = timestamp_ms;
+        }
+        self.check = None;
+        self.expected = record.offset + 1;
+        self.open.next = self.expected;
+        self.window.count(rejected, &rules.limits);
+        Ok(())
+    }
+}
+
+/// Whether a record's key is its user, as the topic's contract says.
+fn key_is(key: Option<&[u8]>, interaction: &Interaction<'_>) -> bool {
+    key.and_then(|key| Uuid::try_parse_ascii(key).ok()) == Some(interaction.user_id)
+}
+
+/// The worker's clock, ms since 1970. Only `ingested_at` and the age of a file are read from it.
+pub fn now_ms() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}

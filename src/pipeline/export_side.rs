@@ -1,0 +1,409 @@
+//! What follows a commit: files, catching up, memory, days, and the figures of all that.
+
+use std::time::{Duration, Instant};
+
+use super::{Done, Ended, Pipeline, day_reached};
+use crate::export::exporter::Roll;
+use crate::export::file::FileError;
+use crate::export::upload::Uploaded;
+use crate::kafka::probe::{self, Found};
+use crate::partition::{Partition, Wait};
+use crate::postgres::ledger::Stop;
+use crate::postgres::reread::{self, Range, Reread};
+use crate::postgres::days;
+use crate::telemetry::health;
+use crate::telemetry::metrics;
+
+/// How often a partition that looks empty after midnight is probed. Longer closes its day later;
+/// shorter is a client a second for nothing.
+const PROBE_AGAIN: Duration = Duration::from_secs(3);
+/// How often finished days are looked for when nothing hints at one.
+const FINISH_AGAIN: Duration = Duration::from_secs(5);
+/// How long the store has to be away before memory is rather given back than filled with sealed files.
+const STORE_AWAY: Duration = Duration::from_secs(1);
+/// Least time between two chunks that are read back while persisting has a backlog. Longer leaves the
+/// export behind for longer; shorter takes more of Postgres from persisting.
+const READ_YIELD: Duration = Duration::from_millis(500);
+
+impl Pipeline {
+    pub(super) fn on_exported(&mut self, done: Done) -> Result<(), Ended> {
+        match done {
+            Done::Read { partition, epoch, result } => self.on_read(partition, epoch, result),
+            Done::Uploaded { partition, epoch, ended } => {
+                self.on_uploaded(partition, epoch, ended);
+                self.start_uploads();
+                Ok(())
+            }
+            Done::StoreIsAway(away) => {
+                self.store_away_since =
+                    away.then(|| self.store_away_since.unwrap_or_else(Instant::now));
+                Ok(())
+            }
+            Done::Probed { now_ms, empty } => {
+                self.probing = false;
+                self.clock = (now_ms, Instant::now());
+                self.advance_days(now_ms, &empty);
+                Ok(())
+            }
+            Done::Advanced { partition, epoch, day } => self.on_advanced(partition, epoch, day),
+            Done::ClosedDays { partition, epoch, day } => {
+                if let Some(partition) = self.partition_of(partition, epoch) {
+                    partition.closing = false;
+                    partition.closed_day = day.unwrap_or(partition.closed_day);
+                }
+                self.finished_at = None;
+                Ok(())
+            }
+            Done::DaysFinished => {
+                self.finishing = false;
+                self.finished_at = Some(Instant::now());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn partition_of(&mut self, id: i32, epoch: i64) -> Option<&mut Partition> {
+        self.partitions.get_mut(&id).filter(|p| p.epoch == epoch)
+    }
+
+    /// Seals what is due, keeps memory in its bounds, starts uploads and reading back.
+    pub(super) fn look_after_exports(&mut self) -> Result<(), Ended> {
+        let now_ms = crate::partition::now_ms();
+        for partition in self.partitions.values_mut() {
+            let (id, day) = (partition.id, partition.day);
+            partition.exporter.seal_if_due(now_ms, day).map_err(|e| cannot_export(id, &e))?;
+        }
+        self.keep_memory()?;
+        self.start_uploads();
+        self.start_read();
+        Ok(())
+    }
+
+    /// One byte budget: at the limit the largest file rolls, or is dropped if the store is away.
+    fn keep_memory(&mut self) -> Result<(), Ended> {
+        let queue = self.config.kafka.queued_kbytes_max << 10;
+        let budget = self.config.export.memory_bytes_max.saturating_sub(queue) as usize;
+        let away = self.store_away_since.is_some_and(|since| since.elapsed() > STORE_AWAY);
+        loop {
+            let batches: usize = self.partitions.values().map(|p| p.open.tuples.capacity()).sum();
+            let exports: usize = self.partitions.values().map(|p| p.exporter.memory_bytes()).sum();
+            if batches + exports <= budget {
+                return Ok(());
+            }
+            let largest = self.partitions.values_mut().max_by_key(|p| p.exporter.memory_bytes());
+            let Some(partition) = largest.filter(|p| p.exporter.memory_bytes() > 0) else {
+                return Ok(());
+            };
+            let before = partition.exporter.memory_bytes();
+            if !away && !partition.exporter.is_uploading() {
+                let id = partition.id;
+                partition.exporter.seal(Roll::Memory).map_err(|e| cannot_export(id, &e))?;
+                self.start_uploads();
+                // Sealed it is smaller; what is left goes when it is uploaded.
+                return Ok(());
+            }
+            partition.exporter.shed();
+            metrics::export_shed();
+            if partition.exporter.memory_bytes() >= before {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(super) fn start_uploads(&mut self) {
+        for partition in self.partitions.values_mut() {
+            let Some((file, roll)) = partition.exporter.next_upload() else { continue };
+            let (uploader, done) = (self.uploader.clone(), self.done.clone());
+            let (id, epoch) = (partition.id, partition.epoch);
+            tokio::spawn(async move {
+                let ended = uploader.upload(file, roll).await;
+                let _ = done.send(Done::Uploaded { partition: id, epoch, ended });
+            });
+        }
+    }
+
+    fn on_uploaded(&mut self, id: i32, epoch: i64, ended: Uploaded) {
+        let Some(partition) = self.partition_of(id, epoch) else { return };
+        match ended {
+            Uploaded::Entered { next_offset } => partition.exporter.uploaded(next_offset),
+            Uploaded::Fenced => self.lose(id),
+            Uploaded::Conflict(why) => {
+                metrics::export_conflict();
+                tracing::error!(
+                    partition = id,
+                    why,
+                    "bucket and table disagree: the export of this partition stops, persisting goes on"
+                );
+                partition.exporter.halt(why);
+            }
+            Uploaded::Restored(why) => self.stop(id, epoch, Stop::Restored, why),
+        }
+    }
+
+    /// Starts reading one chunk back, if an export is behind and nothing speaks against it now.
+    fn start_read(&mut self) {
+        let settled = Duration::from_millis(self.config.export.settle_ms);
+        let busy = !self.backlog.is_empty() && self.lanes.iter().all(|lane| lane.busy);
+        let yields = busy && self.read_at.elapsed() < READ_YIELD;
+        if self.reading.is_some()
+            || self.settled_at.elapsed() < settled
+            || self.store_away_since.is_some()
+            || self.shutdown.is_some()
+            || yields
+        {
+            return;
+        }
+        let rows_max = self.config.export.catch_up_rows;
+        let after = self.read_after;
+        let ids: Vec<i32> = self.partitions.keys().copied().collect();
+        let turns = ids.iter().filter(|id| **id > after).chain(ids.iter().filter(|id| **id <= after));
+        for id in turns {
+            let Some(partition) = self.partitions.get_mut(id) else { continue };
+            let Some((from, upto)) = partition.exporter.next_read(partition.frontier, rows_max)
+            else {
+                continue;
+            };
+            let range = Range {
+                partition: *id,
+                epoch: partition.epoch,
+                from,
+                upto,
+                first_day: partition.closed_day + 1,
+                rows_max,
+            };
+            self.reading = Some(*id);
+            self.read_after = *id;
+            self.read_at = Instant::now();
+            let (pool, topic, done) =
+                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
+            tokio::spawn(async move {
+                let read = tokio::time::timeout(
+                    Duration::from_secs(10),
+                    reread::read(&pool, &topic, &range),
+                );
+                let result = match read.await {
+                    Ok(result) => result.map_err(|e| e.to_string()),
+                    Err(_) => Err("no answer in time".to_owned()),
+                };
+                let _ = done.send(Done::Read { partition: range.partition, epoch: range.epoch, result });
+            });
+            return;
+        }
+    }
+
+    fn on_read(&mut self, id: i32, epoch: i64, result: Result<Reread, String>) -> Result<(), Ended> {
+        self.reading = None;
+        let Some(partition) = self.partition_of(id, epoch) else { return Ok(()) };
+        match result {
+            Ok(Reread::Rows { tuples, rows, complete, export_frontier }) => {
+                let frontier = partition.frontier;
+                partition
+                    .exporter
+                    .read(&tuples, complete, export_frontier, frontier)
+                    .map_err(|e| cannot_export(id, &e))?;
+                metrics::rows_reread(rows);
+                self.keep_memory()?;
+                self.start_uploads();
+                self.start_read();
+            }
+            Ok(Reread::Fenced) => self.lose(id),
+            Err(why) => {
+                partition.exporter.read_failed();
+                metrics::retried("postgres");
+                tracing::warn!(partition = id, why, "rows were not read back: trying again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes partitions' days, moves days of partitions that are empty, finishes the topic's days.
+    pub(super) fn look_after_days(&mut self) {
+        self.close_partition_days();
+        self.probe_empty();
+        let due = self.finished_at.is_none_or(|at| at.elapsed() > FINISH_AGAIN);
+        if due && !self.finishing && self.shutdown.is_none() {
+            self.finishing = true;
+            let (finisher, done) = (self.finisher.clone(), self.done.clone());
+            tokio::spawn(async move {
+                if let Err(error) = finisher.run().await {
+                    tracing::warn!(error = format!("{error:#}"), "days are not finished yet: trying again");
+                }
+                let _ = done.send(Done::DaysFinished);
+            });
+        }
+        if self.asked_clock_at.elapsed() > Duration::from_secs(30) {
+            self.asked_clock_at = Instant::now();
+            let (pool, done) = (self.outside.pool.clone(), self.done.clone());
+            tokio::spawn(async move {
+                if let Ok(now_ms) = days::now_ms(&pool).await {
+                    let _ = done.send(Done::Clock(now_ms));
+                }
+            });
+        }
+    }
+
+    fn close_partition_days(&mut self) {
+        for partition in self.partitions.values_mut() {
+            let behind = partition.closed_day < partition.day - 1;
+            if !behind || partition.closing || !partition.exporter.has_exported_before(partition.day) {
+                continue;
+            }
+            partition.closing = true;
+            let (id, epoch) = (partition.id, partition.epoch);
+            let (pool, topic, done) =
+                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
+            tokio::spawn(async move {
+                let day = days::close_partition(&pool, &topic, id, epoch).await;
+                if let Err(error) = &day {
+                    tracing::warn!(partition = id, %error, "a day is not closed yet: trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                let _ = done.send(Done::ClosedDays { partition: id, epoch, day: day.ok().flatten() });
+            });
+        }
+    }
+
+    /// Partitions without records after midnight: is there really nothing at their frontier?
+    fn probe_empty(&mut self) {
+        let today = day_reached(self.clock_ms(), self.config.day.close_delay_ms);
+        if self.probing || self.shutdown.is_some() {
+            return;
+        }
+        let mut wanted = Vec::new();
+        for partition in self.partitions.values_mut() {
+            let recent = partition.probed_at.is_some_and(|at| at.elapsed() < PROBE_AGAIN);
+            if partition.day < today && partition.is_idle() && !partition.leaving && !recent {
+                partition.probed_at = Some(Instant::now());
+                wanted.push((partition.id, partition.epoch, partition.frontier));
+            }
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        self.probing = true;
+        let config = crate::kafka::client_config(&self.config);
+        let (pool, topic, done) =
+            (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
+        let fallback_ms = self.clock_ms();
+        tokio::spawn(async move {
+            // The clock is read before the fetch is issued: what the fetch does not see is later.
+            let Ok(now_ms) = days::now_ms(&pool).await else {
+                let _ = done.send(Done::Probed { now_ms: fallback_ms, empty: Vec::new() });
+                return;
+            };
+            let at: Vec<(i32, i64)> = wanted.iter().map(|(p, _, frontier)| (*p, *frontier)).collect();
+            let read = move || probe::read_at(&config, &topic, &at, Duration::from_secs(5));
+            let found = match tokio::task::spawn_blocking(read).await {
+                Ok(Ok(found)) => found,
+                Ok(Err(_)) | Err(_) => Default::default(),
+            };
+            let is_empty = |id: &i32| found.get(id) == Some(&Found::End);
+            let empty = wanted.into_iter().filter(|(id, ..)| is_empty(id)).collect();
+            let _ = done.send(Done::Probed { now_ms, empty });
+        });
+    }
+
+    fn advance_days(&mut self, now_ms: i64, empty: &[(i32, i64, i64)]) {
+        let to = day_reached(now_ms, self.config.day.close_delay_ms);
+        for (id, epoch, frontier) in empty {
+            let Some(partition) = self.partition_of(*id, *epoch) else { continue };
+            if partition.frontier != *frontier || !partition.is_idle() || partition.day >= to {
+                continue;
+            }
+            // What arrives meanwhile belongs to the day after, and waits for it.
+            partition.wait = Some(Wait::Day);
+            let from = partition.day;
+            let (id, epoch, frontier) = (*id, *epoch, *frontier);
+            let (pool, topic, done) =
+                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
+            tokio::spawn(async move {
+                let mut backoff = crate::retry::Backoff::new(
+                    Duration::from_millis(50),
+                    Duration::from_secs(2),
+                );
+                let day = loop {
+                    let at = (id, epoch, frontier);
+                    match days::advance(&pool, &topic, at, (from, to)).await {
+                        Ok(true) => break Some(to),
+                        // Mine from a try whose answer was lost, or another owner's: the ledger says.
+                        Ok(false) => break days::reached(&pool, &topic, id, epoch).await.ok().flatten(),
+                        Err(error) => tracing::warn!(partition = id, %error, "the day is not moved yet"),
+                    }
+                    backoff.wait().await;
+                };
+                let _ = done.send(Done::Advanced { partition: id, epoch, day });
+            });
+        }
+    }
+
+    fn on_advanced(&mut self, id: i32, epoch: i64, day: Option<i32>) -> Result<(), Ended> {
+        let Some(partition) = self.partition_of(id, epoch) else { return Ok(()) };
+        let Some(day) = day else {
+            self.lose(id);
+            return Ok(());
+        };
+        partition.reach(day);
+        partition.wait = None;
+        self.unpark(id)
+    }
+
+    /// SIGTERM: open files that are worth one go out; the others are read back by the next owner.
+    pub(super) fn seal_for_shutdown(&mut self) {
+        let worth = self.config.export.shutdown_rows_min;
+        for partition in self.partitions.values_mut() {
+            if partition.exporter.is_live()
+                && partition.exporter.open_rows() >= worth
+                && let Err(error) = partition.exporter.seal(Roll::Shutdown)
+            {
+                tracing::warn!(partition = partition.id, %error, "a file was not sealed at shutdown");
+            }
+        }
+        self.start_uploads();
+    }
+
+    /// Gauges and the health snapshot, once a second.
+    pub(super) fn report(&mut self) {
+        if self.reported_at.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        self.reported_at = Instant::now();
+        let mut snapshot = Vec::new();
+        let mut behind = 0;
+        let mut memory = 0;
+        for partition in self.partitions.values() {
+            let exporter = &partition.exporter;
+            behind += u64::from(!exporter.is_live());
+            memory += exporter.memory_bytes() + partition.open.tuples.capacity();
+            let state = match (partition.wait, exporter.halted(), exporter.is_live()) {
+                (Some(Wait::Schema(_)), ..) => "waits for the registry",
+                (Some(Wait::DeadLetters), ..) => "waits for the dead-letter topic",
+                (Some(Wait::Day), ..) => "moves to the next day",
+                (None, Some(_), _) => "export halted",
+                (None, None, true) => "live",
+                (None, None, false) => "export behind",
+            };
+            snapshot.push(health::PartitionStatus {
+                partition: partition.id,
+                persist_frontier: partition.frontier,
+                export_frontier: exporter.frontier(),
+                state: state.to_owned(),
+            });
+        }
+        for (id, why) in &self.stopped {
+            snapshot.push(health::PartitionStatus {
+                partition: *id,
+                persist_frontier: -1,
+                export_frontier: -1,
+                state: format!("stopped: {why}"),
+            });
+        }
+        metrics::export_state(behind, memory as u64);
+        metrics::partitions_stopped(self.stopped.len() as u64);
+        self.outside.health.set_partitions(snapshot);
+    }
+}
+
+fn cannot_export(partition: i32, error: &FileError) -> Ended {
+    Ended::Fatal(format!("partition {partition}: cannot export: {error}"))
+}

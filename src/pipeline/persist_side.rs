@@ -1,0 +1,427 @@
+//! What comes back from the ledger, the lanes, the registry and the DLQ.
+
+use std::time::{Duration, Instant};
+
+use super::{Done, Ended, Pipeline, Reply};
+use crate::event::{Reject, RejectReason};
+use crate::export::exporter::Exporter;
+use crate::kafka::dead_letters::DeadLetter;
+use crate::kafka::probe;
+use crate::kafka::rebalance::Candidate;
+use crate::kafka::source::{Command, Start};
+use crate::partition::{Partition, Wait};
+use crate::postgres::lane::{Job, JobResult, Outcome, PartitionBatch};
+use crate::postgres::ledger::{self, Assigned, LedgerError, Stop};
+use crate::registry::Answer;
+use crate::retry::Backoff;
+use crate::row;
+use crate::telemetry::metrics;
+
+/// How long "there is no such schema" is believed. Longer keeps rejecting events of a schema that was
+/// registered late; shorter asks the registry about every bad id again and again.
+const MISSING_FOR: Duration = Duration::from_secs(300);
+
+impl Pipeline {
+    pub(super) fn on_done(&mut self, done: Done) -> Result<(), Ended> {
+        match done {
+            Done::Assigned { assignment, candidates, reply, result } => {
+                return self.on_assigned(assignment, &candidates, reply, result);
+            }
+            Done::Persisted { lane, result } => {
+                if let Some(lane) = self.lanes.get_mut(lane) {
+                    lane.busy = false;
+                }
+                return self.on_persisted(result);
+            }
+            Done::DeadLettered { partition, epoch } => return self.on_dead_lettered(partition, epoch),
+            Done::Schema { id, answer } => return self.on_schema(id, answer),
+            Done::Repaired { partition, epoch, batch } => self.on_repaired(partition, epoch, batch),
+            Done::Released(partitions) => self.on_released(partitions),
+            Done::Clock(now_ms) => self.clock = (now_ms, Instant::now()),
+            export => return self.on_exported(export),
+        }
+        Ok(())
+    }
+
+    fn on_assigned(
+        &mut self,
+        assignment: u64,
+        candidates: &[Candidate],
+        reply: Reply,
+        result: Result<Assigned, LedgerError>,
+    ) -> Result<(), Ended> {
+        let assigned = match result {
+            Ok(assigned) => assigned,
+            Err(error @ LedgerError::Flood { .. }) => return Err(Ended::Flood(error.to_string())),
+            Err(error @ LedgerError::Foreign { .. }) => return Err(Ended::Ledger(error.to_string())),
+            // The callback's deadline is over too: nothing is taken, the group is joined again.
+            Err(LedgerError::Sql(error)) => {
+                tracing::warn!(%error, "the partitions were not taken over");
+                if matches!(reply, Reply::Restart) {
+                    let again = candidates.iter().map(|c| (c.partition, "released".to_owned()));
+                    self.stopped.extend(again);
+                }
+                return Ok(());
+            }
+        };
+        self.clock = (assigned.now_ms, Instant::now());
+        let mut starts: Vec<(i32, Start)> = Vec::new();
+        for (id, why) in &assigned.stopped {
+            tracing::error!(
+                partition = id,
+                why,
+                "the partition is stopped until an operator decides: `feed-worker ledger show`"
+            );
+            self.stopped.insert(*id, why.clone());
+            starts.push((*id, Start::Stopped));
+        }
+        for owned in &assigned.owned {
+            let Some(candidate) = candidates.iter().find(|c| c.partition == owned.partition) else {
+                continue;
+            };
+            if candidate.committed.is_some_and(|c| c != owned.persist_frontier) {
+                metrics::commit_differed();
+                tracing::info!(
+                    partition = owned.partition,
+                    committed = candidate.committed,
+                    frontier = owned.persist_frontier,
+                    "kafka's committed offset is not the ledger's frontier: the ledger's is taken"
+                );
+            }
+            let exporter = Exporter::new(
+                &self.config.kafka.topic,
+                owned.partition,
+                owned.epoch,
+                owned.export_frontier,
+                owned.persist_frontier,
+                self.roll,
+            );
+            self.stopped.remove(&owned.partition);
+            self.partitions.insert(owned.partition, Partition::new(owned, assignment, exporter));
+            starts.push((owned.partition, Start::At(Partition::start(owned, candidate.low))));
+        }
+        tracing::info!(
+            partitions = ?assigned.owned.iter().map(|o| o.partition).collect::<Vec<_>>(),
+            stopped = assigned.stopped.len(),
+            "partitions are assigned"
+        );
+        self.settled_at = Instant::now();
+        self.give_starts(starts, reply);
+        Ok(())
+    }
+
+    fn give_starts(&mut self, starts: Vec<(i32, Start)>, reply: Reply) {
+        match reply {
+            Reply::Callback(reply) => {
+                let ids: Vec<i32> = starts.iter().map(|(id, _)| *id).collect();
+                if reply.send(starts).is_err() {
+                    // The callback gave up waiting: the group will be joined again.
+                    ids.iter().for_each(|id| drop(self.partitions.remove(id)));
+                    return;
+                }
+                if !self.joined {
+                    self.joined = true;
+                    self.outside.health.set_ready(true);
+                }
+            }
+            Reply::Restart => {
+                for (id, start) in starts {
+                    if let Start::At(offset) = start {
+                        self.source.send(Command::Restart(id, offset));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands due batches to idle lanes.
+    pub(super) fn flush(&mut self) {
+        let age = Duration::from_millis(self.config.batch.age_ms_max);
+        let rows_max = self.config.batch.rows_max as u64;
+        let lanes = self.lanes.len();
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            if lane.busy {
+                continue;
+            }
+            let mut rows = 0;
+            let mut due = false;
+            for partition in self.partitions.values() {
+                if partition.id as usize % lanes != number || !partition.is_ready() {
+                    continue;
+                }
+                rows += partition.open.rows + partition.open.rejects;
+                due |= partition.leaving
+                    || partition.returned.is_some()
+                    || partition.flood.is_some()
+                    || partition.open_since.is_some_and(|since| since.elapsed() >= age);
+            }
+            if !due && rows < rows_max {
+                continue;
+            }
+            let job: Job = self
+                .partitions
+                .values_mut()
+                .filter(|p| p.id as usize % lanes == number && p.is_ready())
+                .map(Partition::take_batch)
+                .collect();
+            if !job.is_empty() {
+                lane.busy = lane.jobs.send(job).is_ok();
+            }
+        }
+    }
+
+    fn on_persisted(&mut self, result: JobResult) -> Result<(), Ended> {
+        let mut frontiers = Vec::new();
+        let (mut rows, mut oldest_ms) = (0, i64::MAX);
+        for (batch, outcome) in result {
+            let id = batch.partition;
+            // A batch of an earlier epoch: whoever owns the partition now read what it left.
+            let Some(partition) = self.partitions.get_mut(&id).filter(|p| p.epoch == batch.epoch)
+            else {
+                continue;
+            };
+            match outcome {
+                Outcome::Committed => {
+                    partition.in_flight = false;
+                    partition.frontier = batch.next;
+                    partition.day = batch.day;
+                    frontiers.push((id, batch.next));
+                    rows += batch.rows;
+                    oldest_ms = oldest_ms.min(batch.oldest_ms);
+                    if let Err(error) = partition.exporter.committed(&batch.tuples, batch.next) {
+                        return Err(Ended::Fatal(format!("partition {id}: cannot export: {error}")));
+                    }
+                }
+                Outcome::Fenced => self.lose(id),
+                Outcome::Disagrees => {
+                    let detail = format!(
+                        "rows of offsets {}..{} are in the table, but the ledger's frontier is {}",
+                        batch.first, batch.next, batch.first
+                    );
+                    let epoch = batch.epoch;
+                    self.stop(id, epoch, Stop::Disagrees, detail);
+                }
+                Outcome::Refused { offset, sqlstate } => self.repair(batch, offset, sqlstate),
+            }
+        }
+        if !frontiers.is_empty() {
+            let latency_ms = (self.clock_ms() - oldest_ms).max(0);
+            metrics::batch_committed(rows, latency_ms as f64);
+            self.source.send(Command::Commit(frontiers));
+        }
+        Ok(())
+    }
+
+    /// Another owner has the partition: forget it. The group will say so too.
+    pub(super) fn lose(&mut self, id: i32) {
+        if self.partitions.remove(&id).is_some() {
+            tracing::warn!(partition = id, "another owner has the partition: nothing of it was written");
+            self.fenced.insert(id, Instant::now());
+            self.source.send(Command::Hold(id, true));
+        }
+    }
+
+    /// Stops a partition until an operator decides.
+    pub(super) fn stop(&mut self, id: i32, epoch: i64, stop: Stop, detail: String) {
+        tracing::error!(
+            partition = id,
+            reason = stop.as_str(),
+            detail,
+            "the partition is stopped until an operator decides: `feed-worker ledger show`"
+        );
+        self.partitions.remove(&id);
+        self.source.send(Command::Hold(id, true));
+        self.stopped.insert(id, format!("{}: {detail}", stop.as_str()));
+        let (pool, topic) = (self.outside.pool.clone(), self.config.kafka.topic.clone());
+        tokio::spawn(async move {
+            let mut backoff =
+                Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+            while let Err(error) = ledger::stop(&pool, &topic, id, epoch, stop, &detail).await {
+                tracing::warn!(partition = id, %error, "the stop is not written down yet");
+                backoff.wait().await;
+            }
+        });
+    }
+
+    pub(super) fn stop_out_of_range(&mut self, id: i32, next: i64, low: i64, high: i64) {
+        let Some(partition) = self.partitions.get(&id) else { return };
+        let epoch = partition.epoch;
+        let (stop, detail) = if low > next {
+            (Stop::Gap, format!("offsets {next}..{low} were not read and are gone from the broker"))
+        } else {
+            (Stop::Ahead, format!("the next offset is {next}, but the partition ends at {high}"))
+        };
+        self.stop(id, epoch, stop, detail);
+    }
+
+    /// Postgres refuses a row: its record is read again, dead-lettered, and the rest is written.
+    fn repair(&mut self, batch: PartitionBatch, offset: i64, sqlstate: String) {
+        let config = crate::kafka::consumer_config(&self.config);
+        let topic = self.config.kafka.topic.clone();
+        let (letters, done) = (self.outside.dead_letters.clone(), self.done.clone());
+        let (partition, epoch) = (batch.partition, batch.epoch);
+        metrics::rejected(RejectReason::RefusedByPostgres.as_str(), 1);
+        tokio::spawn(async move {
+            let mut backoff =
+                Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+            let chunk = loop {
+                let (config, topic) = (config.clone(), topic.clone());
+                let read = move || {
+                    let timeout = Duration::from_secs(10);
+                    probe::record_at(&config, &topic, (partition, offset), timeout)
+                };
+                match tokio::task::spawn_blocking(read).await {
+                    Ok(Ok(chunk)) => break chunk,
+                    Ok(Err(error)) => tracing::warn!(partition, offset, %error, "a refused record is not read yet"),
+                    Err(_) => break None,
+                }
+                backoff.wait().await;
+            };
+            let letter = chunk.as_ref().and_then(|chunk| {
+                let reject = Reject::new(RejectReason::RefusedByPostgres)
+                    .detail(format!("SQLSTATE {sqlstate}"));
+                chunk.records.first().map(|record| DeadLetter::new(chunk, record, reject))
+            });
+            let Some(letter) = letter else {
+                let _ = done.send(Done::Repaired { partition, epoch, batch: None });
+                return;
+            };
+            letters.send(letter).await;
+            let batch = Some(without(batch, offset));
+            let _ = done.send(Done::Repaired { partition, epoch, batch });
+        });
+    }
+
+    fn on_repaired(&mut self, id: i32, epoch: i64, batch: Option<PartitionBatch>) {
+        let Some(partition) = self.partitions.get_mut(&id).filter(|p| p.epoch == epoch) else {
+            return;
+        };
+        match batch {
+            Some(batch) => {
+                partition.in_flight = false;
+                partition.returned = Some(batch);
+            }
+            None => {
+                let detail = "postgres refuses a record that the broker no longer has".to_owned();
+                self.stop(id, epoch, Stop::Refused, detail);
+            }
+        }
+    }
+
+    fn on_dead_lettered(&mut self, id: i32, epoch: i64) -> Result<(), Ended> {
+        let Some(partition) = self.partitions.get_mut(&id).filter(|p| p.epoch == epoch) else {
+            return Ok(());
+        };
+        partition.unacknowledged = partition.unacknowledged.saturating_sub(1);
+        if partition.unacknowledged == 0 && partition.wait == Some(Wait::DeadLetters) {
+            partition.wait = None;
+            return self.unpark(id);
+        }
+        Ok(())
+    }
+
+    fn on_schema(&mut self, id: u32, answer: Answer) -> Result<(), Ended> {
+        self.looking_up.remove(&id);
+        match answer {
+            Answer::Schema(text) => match self.decoder.add_schema(id, &text) {
+                Ok(()) => tracing::info!(schema_id = id, "a writer schema is known"),
+                Err(error) => tracing::error!(
+                    schema_id = id,
+                    %error,
+                    "a writer schema cannot be honoured: its events are dead-lettered"
+                ),
+            },
+            Answer::Missing => {
+                tracing::error!(schema_id = id, "the registry has no such schema: its events are dead-lettered");
+                self.decoder.add_missing(id);
+                self.missing.insert(id, Instant::now());
+            }
+        }
+        let waiting: Vec<i32> = self
+            .partitions
+            .values_mut()
+            .filter(|p| p.wait == Some(Wait::Schema(id)))
+            .map(|p| {
+                p.wait = None;
+                p.id
+            })
+            .collect();
+        waiting.into_iter().try_for_each(|id| self.unpark(id))
+    }
+
+    /// Looks after what waits for somebody else: operators, the group, the registry.
+    pub(super) fn look_after_partitions(&mut self) {
+        let missing = std::mem::take(&mut self.missing);
+        for (id, since) in missing {
+            if since.elapsed() < MISSING_FOR {
+                self.missing.insert(id, since);
+            } else {
+                self.decoder.forget(id);
+            }
+        }
+        let patience = Duration::from_millis(self.config.kafka.session_timeout_ms + 2_000);
+        if self.fenced.values().any(|since| since.elapsed() > patience) {
+            tracing::warn!("a lost partition was not taken back by the group: joining it again");
+            self.fenced.clear();
+            self.source.send(Command::Rejoin(Duration::from_secs(1)));
+        }
+        if !self.stopped.is_empty() && self.asked_released_at.elapsed() > Duration::from_secs(2) {
+            self.asked_released_at = Instant::now();
+            let ids: Vec<i32> = self.stopped.keys().copied().collect();
+            let (pool, topic, done) =
+                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
+            tokio::spawn(async move {
+                if let Ok(released) = ledger::released(&pool, &topic, &ids).await
+                    && !released.is_empty()
+                {
+                    let _ = done.send(Done::Released(released));
+                }
+            });
+        }
+    }
+
+    /// An operator decided: the partitions are taken over again, and begin anew.
+    fn on_released(&mut self, partitions: Vec<i32>) {
+        let partitions: Vec<i32> =
+            partitions.into_iter().filter(|p| self.stopped.remove(p).is_some()).collect();
+        if partitions.is_empty() || self.shutdown.is_some() {
+            return;
+        }
+        let config = crate::kafka::client_config(&self.config);
+        let topic = self.config.kafka.topic.clone();
+        let (assigner, done) = (self.assigner.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+            let bounds = loop {
+                let (config, topic, partitions) = (config.clone(), topic.clone(), partitions.clone());
+                let ask = move || probe::bounds(&config, &topic, &partitions, Duration::from_secs(5));
+                match tokio::task::spawn_blocking(ask).await {
+                    Ok(Ok(bounds)) => break bounds,
+                    Ok(Err(error)) => tracing::warn!(%error, "cannot ask for the offsets"),
+                    Err(_) => return,
+                }
+                backoff.wait().await;
+            };
+            let candidates: Vec<Candidate> = bounds
+                .into_iter()
+                .map(|(partition, low, high)| Candidate { partition, low, high, committed: None })
+                .collect();
+            let result = assigner.assign(&candidates).await;
+            let reply = Reply::Restart;
+            let _ = done.send(Done::Assigned { assignment: 0, candidates, reply, result });
+        });
+    }
+}
+
+/// The batch without one of its rows, which counts as rejected instead.
+fn without(mut batch: PartitionBatch, offset: i64) -> PartitionBatch {
+    let tuples = std::mem::take(&mut batch.tuples);
+    for tuple in row::Rows::new(&tuples).flatten() {
+        if tuple.offset() != offset {
+            batch.tuples.extend_from_slice(tuple.bytes());
+        }
+    }
+    batch.rows = batch.rows.saturating_sub(1);
+    batch.rejects += 1;
+    batch
+}

@@ -1,0 +1,456 @@
+//! Persisting: one connection, one transaction at a time.
+//!
+//! 1. Rows and frontiers move in one transaction, or not at all.
+//! 2. The ledger's compare-and-set decides who may write. A partition that it does not return belongs
+//!    to somebody else; the other partitions of the batch are written all the same.
+//! 3. A COMMIT whose answer was lost is settled by asking the ledger, never by writing again.
+//! 4. An error of the world is waited out; a row that Postgres refuses is found and handed back.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, Executor, PgConnection, Row};
+
+use super::sqlstate;
+use crate::config::Config;
+use crate::reject_limit::RejectWindow;
+use crate::retry::Backoff;
+use crate::row;
+use crate::telemetry::metrics;
+
+/// A contiguous range of one partition: its rows, and where the ledger stands before and after.
+#[derive(Debug, Default)]
+pub struct PartitionBatch {
+    pub partition: i32,
+    pub epoch: i64,
+    /// The frontier before, and the one after.
+    pub first: i64,
+    pub next: i64,
+    /// The day reached before, and after (days since 1970).
+    pub day_before: i32,
+    pub day: i32,
+    pub rows: u64,
+    /// The rows as COPY-binary tuples, ascending by offset.
+    pub tuples: Vec<u8>,
+    /// Fingerprint of the record at `next - 1`.
+    pub last_record_hash: Option<i64>,
+    pub rejects: u64,
+    /// The reject limit's counts after this batch.
+    pub window: RejectWindow,
+    /// Kafka's timestamp of the oldest record in it, ms.
+    pub oldest_ms: i64,
+}
+
+/// What became of a partition's batch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Committed,
+    /// Another owner, or an operator's stop: nothing was written.
+    Fenced,
+    /// A row of the range is in the table although the ledger says it is not: an operator must look.
+    Disagrees,
+    /// Postgres refuses this row; nothing of the batch was written.
+    Refused { offset: i64, sqlstate: String },
+}
+
+/// One job for a lane, and what comes back of it.
+pub type Job = Vec<PartitionBatch>;
+pub type JobResult = Vec<(PartitionBatch, Outcome)>;
+
+/// A connection that persists, one job after the other.
+pub struct Lane {
+    topic: String,
+    options: PgConnectOptions,
+    deadline: Duration,
+    connection: Option<PgConnection>,
+}
+
+/// Why an attempt did not commit.
+enum Failure {
+    /// These partitions did not pass the compare-and-set.
+    Fenced(Vec<i32>),
+    Duplicate,
+    Refused,
+    /// COMMIT was sent, and no answer came.
+    Unknown(String),
+    /// The world's fault.
+    Transient(String),
+}
+
+impl Lane {
+    /// A lane connects when it is first used.
+    pub fn new(config: &Config) -> Result<Self, sqlx::Error> {
+        Ok(Lane {
+            topic: config.kafka.topic.clone(),
+            options: super::connect_options(config)?,
+            deadline: Duration::from_millis(config.postgres.deadline_ms),
+            connection: None,
+        })
+    }
+
+    /// Persists a job, however long the world takes. Every batch comes back with its outcome.
+    pub async fn persist(&mut self, mut job: Job) -> JobResult {
+        job.sort_by_key(|batch| batch.partition);
+        let mut done = JobResult::new();
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+        while !job.is_empty() {
+            match self.attempt(&job).await {
+                Ok(()) => {
+                    done.extend(job.drain(..).map(|batch| (batch, Outcome::Committed)));
+                }
+                Err(Failure::Fenced(partitions)) => {
+                    self.split_fenced(&mut job, &partitions, &mut done);
+                }
+                Err(Failure::Unknown(why)) => {
+                    tracing::warn!(why, "the answer to a COMMIT was lost: asking the ledger");
+                    self.settle(&mut job, &mut done).await;
+                }
+                Err(Failure::Duplicate) => {
+                    if let Err(why) = self.split_duplicates(&mut job, &mut done).await {
+                        self.wait(&mut backoff, &why).await;
+                    }
+                }
+                Err(Failure::Refused) => {
+                    if let Err(why) = self.split_refused(&mut job, &mut done).await {
+                        self.wait(&mut backoff, &why).await;
+                    }
+                }
+                Err(Failure::Transient(why)) => self.wait(&mut backoff, &why).await,
+            }
+        }
+        done
+    }
+
+    async fn wait(&mut self, backoff: &mut Backoff, why: &str) {
+        self.connection = None;
+        metrics::retried("postgres");
+        tracing::warn!(why, "postgres did not take a batch: connecting anew and trying again");
+        backoff.wait().await;
+    }
+
+    fn split_fenced(&self, job: &mut Job, partitions: &[i32], done: &mut JobResult) {
+        metrics::persist_conflicts(partitions.len() as u64);
+        for batch in std::mem::take(job) {
+            if partitions.contains(&batch.partition) {
+                done.push((batch, Outcome::Fenced));
+            } else {
+                job.push(batch);
+            }
+        }
+    }
+
+    /// One transaction: COPY, compare-and-set, COMMIT.
+    async fn attempt(&mut self, job: &Job) -> Result<(), Failure> {
+        let deadline = self.deadline;
+        let topic = self.topic.clone();
+        let connection = self.connection().await?;
+        let written = tokio::time::timeout(deadline, write(connection, &topic, job)).await;
+        match written {
+            Err(_) => {
+                self.connection = None;
+                return Err(Failure::Transient(format!("no answer within {deadline:?}")));
+            }
+            Ok(Err(failure)) => {
+                if !matches!(failure, Failure::Fenced(_)) {
+                    self.connection = None;
+                }
+                return Err(failure);
+            }
+            Ok(Ok(())) => {}
+        }
+        let connection = self.connection().await?;
+        let commit = connection.execute("COMMIT");
+        match tokio::time::timeout(deadline, commit).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                self.connection = None;
+                Err(Failure::Unknown(error.to_string()))
+            }
+            Err(_) => {
+                self.connection = None;
+                Err(Failure::Unknown(format!("no answer within {deadline:?}")))
+            }
+        }
+    }
+
+    async fn connection(&mut self) -> Result<&mut PgConnection, Failure> {
+        if self.connection.is_none() {
+            let connect = PgConnection::connect_with(&self.options);
+            let connection = match tokio::time::timeout(self.deadline, connect).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(error)) => return Err(Failure::Transient(error.to_string())),
+                Err(_) => return Err(Failure::Transient("no connection in time".to_owned())),
+            };
+            self.connection = Some(connection);
+        }
+        match self.connection.as_mut() {
+            Some(connection) => Ok(connection),
+            None => Err(Failure::Transient("no connection".to_owned())),
+        }
+    }
+
+    /// Asks the ledger whether a transaction was committed; the row lock waits for its end.
+    async fn settle(&mut self, job: &mut Job, done: &mut JobResult) {
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+        let stands = loop {
+            match self.ledger_rows(job).await {
+                Ok(rows) => break rows,
+                Err(why) => self.wait(&mut backoff, &why).await,
+            }
+        };
+        let at = |batch: &PartitionBatch| stands.iter().find(|(p, ..)| *p == batch.partition);
+        let landed = |batch: &PartitionBatch| {
+            at(batch).is_some_and(|(_, epoch, next)| *epoch == batch.epoch && *next == batch.next)
+        };
+        // One transaction: where one partition's frontier moved, all of them did. A partition that
+        // has a new owner meanwhile is that owner's either way.
+        let committed = job.iter().any(landed);
+        if !committed {
+            // Tried again: what has a new owner falls out at the compare-and-set.
+            return;
+        }
+        for batch in job.drain(..) {
+            let mine = at(&batch).is_some_and(|(_, epoch, _)| *epoch == batch.epoch);
+            done.push((batch, if mine { Outcome::Committed } else { Outcome::Fenced }));
+        }
+    }
+
+    /// (partition, epoch, frontier) of the job's partitions, locked one after the other.
+    async fn ledger_rows(&mut self, job: &Job) -> Result<Vec<(i32, i64, i64)>, String> {
+        let deadline = self.deadline;
+        let topic = self.topic.clone();
+        let partitions: Vec<i32> = job.iter().map(|b| b.partition).collect();
+        let connection = self.connection().await.map_err(|f| f.to_string())?;
+        let ask = sqlx::query(
+            "SELECT partition, epoch, persist_frontier FROM partition_ledger
+             WHERE topic = $1 AND partition = ANY($2) ORDER BY partition FOR UPDATE",
+        )
+        .bind(topic)
+        .bind(partitions)
+        .fetch_all(connection);
+        let rows = match tokio::time::timeout(deadline, ask).await {
+            Ok(rows) => rows.map_err(|e| e.to_string())?,
+            Err(_) => return Err(format!("no answer within {deadline:?}")),
+        };
+        Ok(rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect())
+    }
+
+    /// A duplicate key: either the compare-and-set would have failed (somebody else wrote the range),
+    /// or table and ledger disagree.
+    async fn split_duplicates(&mut self, job: &mut Job, done: &mut JobResult) -> Result<(), String> {
+        let stands = self.ledger_rows(job).await?;
+        let mut rest = Job::new();
+        for batch in std::mem::take(job) {
+            let stand = stands.iter().find(|(p, ..)| *p == batch.partition);
+            let passes = stand.is_some_and(|(_, e, f)| *e == batch.epoch && *f == batch.first);
+            if !passes {
+                done.push((batch, Outcome::Fenced));
+                continue;
+            }
+            match self.rows_exist(&batch).await {
+                Ok(true) => done.push((batch, Outcome::Disagrees)),
+                Ok(false) => rest.push(batch),
+                Err(why) => {
+                    rest.push(batch);
+                    job.append(&mut rest);
+                    return Err(why);
+                }
+            }
+        }
+        *job = rest;
+        Ok(())
+    }
+
+    async fn rows_exist(&mut self, batch: &PartitionBatch) -> Result<bool, String> {
+        let (partition, first, next) = (batch.partition, batch.first, batch.next);
+        let connection = self.connection().await.map_err(|f| f.to_string())?;
+        sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM user_interactions
+             WHERE kafka_partition = $1 AND kafka_offset >= $2 AND kafka_offset < $3)",
+        )
+        .bind(partition)
+        .bind(first)
+        .bind(next)
+        .fetch_one(connection)
+        .await
+        .map_err(|e| e.to_string())
+    }
+
+    /// Finds, in each partition's batch, the first row that Postgres refuses: by trial transactions
+    /// that are rolled back, log2(rows) of them.
+    async fn split_refused(&mut self, job: &mut Job, done: &mut JobResult) -> Result<(), String> {
+        let mut rest = Job::new();
+        for batch in std::mem::take(job) {
+            match self.first_refused(&batch).await {
+                Ok(Some((offset, sqlstate))) => {
+                    done.push((batch, Outcome::Refused { offset, sqlstate }));
+                }
+                Ok(None) => rest.push(batch),
+                Err(why) => {
+                    rest.push(batch);
+                    *job = rest;
+                    return Err(why);
+                }
+            }
+        }
+        *job = rest;
+        Ok(())
+    }
+
+    async fn first_refused(&mut self, batch: &PartitionBatch) -> Result<Option<(i64, String)>, String> {
+        let mut starts = Vec::new();
+        let mut offsets = Vec::new();
+        let mut at = 0;
+        for tuple in row::Rows::new(&batch.tuples) {
+            let tuple = tuple.map_err(|e| e.to_string())?;
+            starts.push(at);
+            offsets.push(tuple.offset());
+            at += tuple.bytes().len();
+        }
+        starts.push(at);
+        let Some(mut code) = self.trial(&batch.tuples).await? else { return Ok(None) };
+        // Invariant: the first `good` rows are taken, the first `bad` rows are not.
+        let (mut good, mut bad) = (0, offsets.len());
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match self.trial(&batch.tuples[..starts[middle]]).await? {
+                Some(refused) => (bad, code) = (middle, refused),
+                None => good = middle,
+            }
+        }
+        Ok(offsets.get(good).map(|offset| (*offset, code)))
+    }
+
+    /// Tries to COPY these rows and rolls back: the SQLSTATE if Postgres refuses one of them.
+    async fn trial(&mut self, tuples: &[u8]) -> Result<Option<String>, String> {
+        let connection = self.connection().await.map_err(|f| f.to_string())?;
+        let result = async {
+            connection.execute("BEGIN").await?;
+            let copied = copy(connection, &[tuples]).await;
+            connection.execute("ROLLBACK").await?;
+            copied
+        }
+        .await;
+        match result {
+            Ok(()) => Ok(None),
+            Err(error) => {
+                self.connection = None;
+                match sqlstate(&error) {
+                    Some(code) if refuses_a_row(&code) => Ok(Some(code)),
+                    _ => Err(error.to_string()),
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Fenced(partitions) => write!(f, "fenced: partitions {partitions:?}"),
+            Failure::Duplicate => f.write_str("duplicate key"),
+            Failure::Refused => f.write_str("a row was refused"),
+            Failure::Unknown(why) | Failure::Transient(why) => f.write_str(why),
+        }
+    }
+}
+
+/// What says that the row is at fault: data exceptions, NOT NULL, CHECK. Nothing else does.
+fn refuses_a_row(code: &str) -> bool {
+    code.starts_with("22") || code == "23502" || code == "23514"
+}
+
+fn failure(error: sqlx::Error) -> Failure {
+    match sqlstate(&error).as_deref() {
+        Some("23505") => Failure::Duplicate,
+        Some(code) if refuses_a_row(code) => Failure::Refused,
+        _ => Failure::Transient(error.to_string()),
+    }
+}
+
+/// Everything before the COMMIT.
+async fn write(connection: &mut PgConnection, topic: &str, job: &Job) -> Result<(), Failure> {
+    connection.execute("BEGIN").await.map_err(failure)?;
+    let tuples: Vec<&[u8]> =
+        job.iter().map(|b| b.tuples.as_slice()).filter(|t| !t.is_empty()).collect();
+    if !tuples.is_empty() {
+        copy(connection, &tuples).await.map_err(failure)?;
+    }
+    let moved = move_frontiers(connection, topic, job).await.map_err(failure)?;
+    let missing: Vec<i32> =
+        job.iter().map(|b| b.partition).filter(|p| !moved.contains(p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    connection.execute("ROLLBACK").await.map_err(failure)?;
+    Err(Failure::Fenced(missing))
+}
+
+async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx::Error> {
+    let mut copy = connection.copy_in_raw(&super::copy_in_statement()).await?;
+    let sent: Result<(), sqlx::Error> = async {
+        copy.send(row::COPY_HEADER).await?;
+        for part in parts {
+            copy.send(*part).await?;
+        }
+        copy.send(&row::COPY_TRAILER[..]).await?;
+        Ok(())
+    }
+    .await;
+    sent?;
+    copy.finish().await.map(|_| ())
+}
+
+/// The compare-and-set: returns the partitions whose frontier moved.
+async fn move_frontiers(
+    connection: &mut PgConnection,
+    topic: &str,
+    job: &Job,
+) -> Result<Vec<i32>, sqlx::Error> {
+    fn column<T>(job: &Job, of: impl Fn(&PartitionBatch) -> T) -> Vec<T> {
+        job.iter().map(of).collect()
+    }
+    sqlx::query_scalar(MOVE_FRONTIERS)
+        .bind(topic)
+        .bind(column(job, |b| b.partition))
+        .bind(column(job, |b| b.epoch))
+        .bind(column(job, |b| b.first))
+        .bind(column(job, |b| b.next))
+        .bind(column(job, |b| b.day_before))
+        .bind(column(job, |b| b.day))
+        .bind(column(job, |b| b.last_record_hash))
+        .bind(column(job, |b| b.rejects.cast_signed()))
+        .bind(column(job, |b| b.window.run))
+        .bind(column(job, |b| b.window.records))
+        .bind(column(job, |b| b.window.rejects))
+        .bind(column(job, |b| b.window.previous_rejects))
+        .fetch_all(connection)
+        .await
+}
+
+/// Rows are locked in the order of their partitions, so that two workers cannot deadlock.
+const MOVE_FRONTIERS: &str = "
+    WITH want AS (
+        SELECT * FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::int[], $7::int[],
+                             $8::bigint[], $9::bigint[], $10::bigint[], $11::int[], $12::int[], $13::int[])
+            AS w (partition, epoch, first, next, day_before, day,
+                  hash, rejects, run, window_records, window_rejects, previous_rejects)
+    ), held AS (
+        SELECT l.partition FROM partition_ledger l JOIN want w USING (partition)
+        WHERE l.topic = $1 ORDER BY l.partition FOR UPDATE OF l
+    )
+    UPDATE partition_ledger l
+    SET persist_frontier = w.next,
+        persist_day      = date '1970-01-01' + w.day,
+        last_record_hash = coalesce(w.hash, l.last_record_hash),
+        rejects_total    = l.rejects_total + w.rejects,
+        reject_run       = w.run,
+        window_records   = w.window_records,
+        window_rejects   = w.window_rejects,
+        previous_rejects = w.previous_rejects,
+        updated_at       = now()
+    FROM want w JOIN held h USING (partition)
+    WHERE l.topic = $1 AND l.partition = w.partition AND l.epoch = w.epoch
+      AND l.persist_frontier = w.first AND l.persist_day = date '1970-01-01' + w.day_before
+      AND l.stopped IS NULL
+    RETURNING l.partition";

@@ -1,0 +1,76 @@
+//! The Postgres side: the ledger, persisting by COPY, reading back, days, migrations.
+
+pub mod days;
+pub mod lane;
+pub mod ledger;
+pub mod maintain;
+pub mod reread;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use crate::config::Config;
+
+/// The migrations, in the order in which they are applied.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/postgres/migrations");
+
+/// Connections of the pool beside the lanes: ledger, reading back, two for files that are entered.
+/// Fewer make them wait for one another; more are load that Postgres gains nothing from.
+const POOL_CONNECTIONS_MAX: u32 = 5;
+
+/// How to connect: every session bounds its statements and its idle transactions, so that a worker
+/// that was stopped in the middle of one cannot hold a ledger row.
+pub fn connect_options(config: &Config) -> Result<PgConnectOptions, sqlx::Error> {
+    let timeout_ms = config.postgres.statement_timeout_ms.to_string();
+    let options = PgConnectOptions::from_str(config.postgres.url.expose())?
+        .application_name("feed-worker")
+        .options([
+            ("statement_timeout", timeout_ms.as_str()),
+            ("idle_in_transaction_session_timeout", timeout_ms.as_str()),
+            ("timezone", "UTC"),
+            ("lc_messages", "C"),
+        ])
+        .disable_statement_logging();
+    Ok(options)
+}
+
+/// The pool for everything but persisting. A connection whose server has become read-only (after a
+/// failover) answers pings, but no write: it is thrown away before it is used.
+pub fn pool(config: &Config) -> Result<PgPool, sqlx::Error> {
+    Ok(PgPoolOptions::new()
+        .max_connections(POOL_CONNECTIONS_MAX)
+        .acquire_timeout(Duration::from_millis(config.postgres.connect_timeout_ms))
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| {
+            Box::pin(async move {
+                let ask = sqlx::query_scalar::<_, String>("SHOW transaction_read_only")
+                    .fetch_one(connection);
+                match tokio::time::timeout(Duration::from_secs(2), ask).await {
+                    Ok(Ok(read_only)) => Ok(read_only == "off"),
+                    Ok(Err(_)) | Err(_) => Ok(false),
+                }
+            })
+        })
+        .connect_lazy_with(connect_options(config)?))
+}
+
+/// The statement that a lane's rows go through.
+pub fn copy_in_statement() -> String {
+    format!("COPY user_interactions ({}) FROM STDIN (FORMAT binary)", crate::row::COLUMNS.join(", "))
+}
+
+/// The SQLSTATE of an error that Postgres reported; none for everything else.
+pub fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned())
+}
+
+/// SQL for a day (days since 1970-01-01) bound as parameter `n`.
+macro_rules! day {
+    ($n:literal) => {
+        concat!("(date '1970-01-01' + $", $n, "::int)")
+    };
+}
+pub(crate) use day;

@@ -1,0 +1,85 @@
+//! The schema registry: what an id means, or that it means nothing, or that nobody can say now.
+//!
+//! The library's own cache is not used: it keeps errors (500, 504, 429, 401) for good. Here only two
+//! answers are final: a schema, and a 404 that stood for a while.
+
+use std::time::Duration;
+
+use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id};
+use schema_registry_converter::error::SRCError;
+use schema_registry_converter::schema_registry_common::{RawError, SchemaType};
+
+use crate::config::Config;
+use crate::retry::Backoff;
+use crate::telemetry::metrics;
+
+/// Looks schemas up.
+#[derive(Clone)]
+pub struct Registry {
+    settings: SrSettings,
+    missing_after: Duration,
+}
+
+/// A final answer.
+#[derive(Debug)]
+pub enum Answer {
+    /// The schema's text; empty when it is not Avro, which no reader can honour.
+    Schema(String),
+    /// The registry has said for long enough that there is no such id.
+    Missing,
+}
+
+impl Registry {
+    /// Errors: an HTTP client that cannot be built.
+    pub fn new(config: &Config) -> Result<Self, SRCError> {
+        let registry = &config.registry;
+        let mut builder = SrSettings::new_builder(registry.url.trim_end_matches('/').to_owned());
+        builder.set_timeout(Duration::from_millis(registry.timeout_ms));
+        if let Some(username) = &registry.username {
+            let password = registry.password.as_ref().map(|p| p.expose().to_owned());
+            builder.set_basic_authorization(username, password.as_deref());
+        }
+        Ok(Registry {
+            settings: builder.build()?,
+            missing_after: Duration::from_millis(registry.missing_after_ms),
+        })
+    }
+
+    /// Asks until there is a final answer. A registry that is away is waited for.
+    pub async fn look_up(&self, id: u32) -> Answer {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut missing_since = None;
+        loop {
+            match get_schema_by_id(id, &self.settings).await {
+                Ok(schema) => {
+                    metrics::registry_looked_up("found");
+                    let avro = schema.schema_type == SchemaType::Avro;
+                    return Answer::Schema(if avro { schema.schema } else { String::new() });
+                }
+                Err(error) if is_missing(&error) => {
+                    metrics::registry_looked_up("missing");
+                    let since = *missing_since.get_or_insert_with(tokio::time::Instant::now);
+                    if since.elapsed() >= self.missing_after {
+                        return Answer::Missing;
+                    }
+                }
+                Err(error) => {
+                    metrics::registry_looked_up("failed");
+                    metrics::retried("registry");
+                    // An outage in between says nothing about the id: the time starts over.
+                    missing_since = None;
+                    tracing::warn!(schema_id = id, %error, "the registry gave no answer: partitions that need this schema wait");
+                }
+            }
+            backoff.wait().await;
+        }
+    }
+}
+
+/// "Not found" as the registry itself says it. A 404 without the registry's error body comes from
+/// something in front of it, and says nothing about the schema.
+fn is_missing(error: &SRCError) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<RawError>())
+        .is_some_and(|raw| matches!(raw.error_code, 404 | 40403))
+}
