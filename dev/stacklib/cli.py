@@ -148,7 +148,7 @@ def _down(settings):
     registry_process.stop(settings)
     postgres.stop(settings, "immediate")
     postgres.remove_temporary_folder(settings)
-    for name in ("kafka", "s3", "s3-metadata", "run"):
+    for name in ("kafka", "s3", "versitygw-metadata", "run"):
         shutil.rmtree(settings.folder / name, ignore_errors=True)
     for name in ("registry.json", "env", "state.json"):
         (settings.folder / name).unlink(missing_ok=True)

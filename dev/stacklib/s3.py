@@ -38,7 +38,7 @@ def start(settings):
         if not binary.exists():
             raise StackError("no versitygw: run dev/versitygw")
         # Its metadata go beside the objects, in files: not every file system has extended attributes.
-        metadata = settings.folder / "s3-metadata"
+        metadata = settings.folder / "versitygw-metadata"
         metadata.mkdir(parents=True, exist_ok=True)
         command = [binary, "--port", f"127.0.0.1:{port}", "--access", ACCESS_KEY, "--secret", SECRET_KEY,
                    "--region", REGION, "--quiet", "posix", "--sidecar", metadata, data]
