@@ -1,0 +1,54 @@
+# Every task of the repository. `make` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install venv build stack stack-down demo test test-rust test-system lint fmt drill bench-drain deny clean
+
+help: ## List the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+install: ## Install what is missing: system packages, Kafka's jars
+	dev/install
+
+venv: ## Python tools of tests and demo, in target/venv
+	dev/venv test
+
+build: install ## Build the worker and the local S3 server (debug profile)
+	cargo build --locked --bins --example s3
+
+stack: build ## Start Kafka, Postgres, S3 and a registry; addresses in target/stack/env
+	dev/stack up
+
+stack-down: ## Stop the local stack
+	dev/stack down
+
+demo: ## The main job, end to end, in a few minutes; KEEP=1 leaves the stack up
+	dev/demo
+
+test: install ## Install what is missing and run every test
+	.ci/test
+
+test-rust: install ## Only the Rust tests
+	cargo test --locked
+
+test-system: build venv ## Only the system tests, against a real stack
+	target/venv/bin/python -m pytest tests/system
+
+lint: ## Formatting and clippy, warnings are errors
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+fmt: ## Format
+	cargo fmt
+
+drill: build venv ## The long run: 1,000,000 events under kills, restarts and outages, judged by the checker
+	FEED_TEST_EVENTS=1000000 target/venv/bin/python -m pytest tests/system/test_kills.py tests/system/test_main_job.py
+
+bench-drain: install ## Drain 2,000,000 events into both sinks (release build), beside a plain Python worker
+	benches/drain/run
+
+deny: ## Licences, sources and duplicates of the dependencies (needs cargo-deny)
+	cargo deny check bans licenses sources
+
+clean: ## Remove everything that was built
+	-dev/stack down
+	rm -rf target
