@@ -256,11 +256,10 @@ fn sizes(config: &Config, checks: &mut Checks<'_>) {
 fn events(config: &Config, checks: &mut Checks<'_>) {
     let ratio = config.rejects.ratio_max;
     checks.that(ratio > 0.0 && ratio <= 1.0, &["rejects.ratio_max"], "must be above 0 and at most 1");
-    checks.that(
-        config.rejects.window <= 1_000_000_000 && config.rejects.run_max <= 1_000_000_000,
-        &["rejects.window", "rejects.run_max"],
-        "must be at most 1000000000",
-    );
+    for (key, value) in [("rejects.window", config.rejects.window), ("rejects.run_max", config.rejects.run_max)] {
+        // The ledger counts them in four bytes.
+        checks.that(value <= 1_000_000_000, &[key], "must be at most 1000000000");
+    }
     if let Err(problem) = InteractionTypes::parse(&config.interactions.weights) {
         checks.refuse(&["interactions.weights"], format!("{problem}; write name:weight,name:weight"));
     }
