@@ -158,7 +158,8 @@ impl OpenFile {
     /// About how much memory the file takes, to be held against the budget.
     pub fn memory_bytes(&self) -> usize {
         self.writer.memory_size() * WRITER_MEMORY_PERCENT / 100
-            + self.writer.inner().capacity()
+            // Not the capacity: the kernel gives no memory for what was never written.
+            + self.writer.inner().len()
             + self.columns.memory_bytes()
     }
 

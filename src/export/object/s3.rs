@@ -1,12 +1,13 @@
 //! S3 and what speaks like it.
 
+use std::error::Error;
 use std::time::Duration;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Region, StalledStreamProtectionConfig};
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -143,7 +144,7 @@ impl S3 {
         // The SDK's time limit ends with the headers.
         match tokio::time::timeout(self.timeout, answer.body.collect()).await {
             Ok(Ok(body)) => Ok(Some(body.into_bytes())),
-            Ok(Err(error)) => Err(transient("get", key, &DisplayErrorContext(error).to_string())),
+            Ok(Err(error)) => Err(transient("get", key, &with_causes(&error))),
             Err(_) => Err(transient("get", key, "the body did not arrive in time")),
         }
     }
@@ -226,7 +227,7 @@ fn transient(operation: &'static str, key: &str, message: &str) -> StoreError {
 
 fn store_error<E>(operation: &'static str, key: &str, error: &SdkError<E>) -> StoreError
 where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
+    E: ProvideErrorMetadata + Error + 'static,
 {
     let status = status_of(error);
     let code = error.code();
@@ -234,6 +235,13 @@ where
         // The endpoint or a parameter is malformed: the next request will be, too.
         SdkError::ConstructionFailure(_) => StoreErrorKind::Refused,
         SdkError::ServiceError(_) => kind_of(status, code),
+        // The request could not be signed. The SDK tells it from a broken connection by its words
+        // only.
+        SdkError::DispatchFailure(failure)
+            if failure.is_other() && with_causes(error).contains("credential") =>
+        {
+            StoreErrorKind::Denied
+        }
         // Timed out, not connected, cut off, or answered with something that is not S3.
         _ => StoreErrorKind::Transient,
     };
@@ -244,7 +252,7 @@ where
             format!("{status} {code}: {}", error.message().unwrap_or("no message"))
         }
         (Some(status), _) => format!("{status}, and an answer that is not understood"),
-        (None, _) => DisplayErrorContext(error).to_string(),
+        (None, _) => with_causes(error),
     };
     StoreError { operation, key: key.to_owned(), kind, message: shortened(&message) }
 }
@@ -265,6 +273,17 @@ fn kind_of(status: Option<u16>, code: Option<&str>) -> StoreErrorKind {
         (Some(408 | 425 | 429 | 500..), _) => StoreErrorKind::Transient,
         _ => StoreErrorKind::Refused,
     }
+}
+
+/// An error and what caused it, each in its own words.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn shortened(message: &str) -> String {
