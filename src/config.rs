@@ -16,9 +16,9 @@ mod section;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use figment::Figment;
 use figment::error::Kind;
 use figment::value::{Dict, Value};
-use figment::Figment;
 
 pub use dump::Format;
 pub use error::{ConfigError, Problem};
@@ -59,7 +59,8 @@ impl Config {
         variables: &[(String, String)],
         sets: &[String],
     ) -> Result<(Self, Provenance), ConfigError> {
-        let named = || variables.iter().find(|(name, value)| name == layers::PATH_VARIABLE && !value.is_empty());
+        let named =
+            || variables.iter().find(|(name, value)| name == layers::PATH_VARIABLE && !value.is_empty());
         let path = path.map(Path::to_owned).or_else(|| named().map(|(_, value)| PathBuf::from(value)));
 
         let mut figment = Figment::new();

@@ -43,7 +43,8 @@ fn defaults_go_together() {
 #[test]
 fn flags_go_before_environment_before_file_before_defaults() {
     let yaml = file("precedence", "kafka:\n  topic: file\n  group_id: file\n  client_id: file\n");
-    let variables = [("FEED_WORKER_KAFKA__GROUP_ID", "environment"), ("FEED_WORKER_KAFKA__CLIENT_ID", "environment")];
+    let variables =
+        [("FEED_WORKER_KAFKA__GROUP_ID", "environment"), ("FEED_WORKER_KAFKA__CLIENT_ID", "environment")];
     let sets = ["kafka.client_id=earlier", "kafka.client_id=flag"];
     let (config, provenance) = load(Some(&yaml), &variables, &sets).unwrap();
     assert_eq!(
@@ -99,11 +100,13 @@ fn text_stays_text_where_text_is_wanted() {
 
 #[test]
 fn librdkafka_properties_come_through_from_everywhere() {
-    let yaml = file("properties", "kafka:\n  properties:\n    socket.keepalive.enable: true\n    retries: 7\n");
+    let yaml =
+        file("properties", "kafka:\n  properties:\n    socket.keepalive.enable: true\n    retries: 7\n");
     let variables = [("FEED_WORKER_KAFKA__PROPERTIES__SASL_MECHANISM", "SCRAM-SHA-512")];
     let sets = ["kafka.properties.sasl.username=feed=worker"];
     let (config, provenance) = load(Some(&yaml), &variables, &sets).unwrap();
-    let properties: Vec<_> = (&config.kafka.properties).into_iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let properties: Vec<_> =
+        (&config.kafka.properties).into_iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(
         properties,
         [
@@ -133,7 +136,10 @@ fn properties_that_the_promises_rest_on_are_refused() {
         "session.timeout.ms",
     ] {
         let message = refusal(set(&[&format!("kafka.properties.{name}=x")]));
-        assert!(message.contains(&format!("kafka.properties.{name} (flag --set kafka.properties.{name}): ")), "{message}");
+        assert!(
+            message.contains(&format!("kafka.properties.{name} (flag --set kafka.properties.{name}): ")),
+            "{message}"
+        );
     }
 }
 
@@ -155,13 +161,22 @@ fn a_shorter_session_brings_its_deadlines_along() {
 fn unknown_keys_are_refused_wherever_they_come_from() {
     let yaml = file("unknown", "kafka:\n  topc: x\n");
     let message = refusal(load(Some(&yaml), &[], &[]));
-    assert!(message.contains(&format!("kafka.topc (file {}): is no key; this section has ", yaml.display())), "{message}");
+    assert!(
+        message.contains(&format!("kafka.topc (file {}): is no key; this section has ", yaml.display())),
+        "{message}"
+    );
 
     let message = refusal(load(None, &[("FEED_WORKER_KAFKA__TOPC", "x")], &[]));
-    assert!(message.contains("kafka.topc (environment variable FEED_WORKER_KAFKA__TOPC): is no key"), "{message}");
+    assert!(
+        message.contains("kafka.topc (environment variable FEED_WORKER_KAFKA__TOPC): is no key"),
+        "{message}"
+    );
 
     let message = refusal(set(&["kafak.topic=x"]));
-    assert!(message.contains("kafak (flag --set kafak.topic): is no section; there are kafka, registry"), "{message}");
+    assert!(
+        message.contains("kafak (flag --set kafak.topic): is no section; there are kafka, registry"),
+        "{message}"
+    );
 
     let message = refusal(set(&["kafka.topic.name=x"]));
     assert!(message.contains("kafka.topic (flag --set kafka.topic.name): "), "{message}");
@@ -200,7 +215,10 @@ fn a_value_of_the_wrong_kind_is_named() {
     let message = refusal(set(&["health.addr=8080"]));
     assert!(message.contains("health.addr (flag --set health.addr): "), "{message}");
     let message = refusal(set(&["log.format=xml"]));
-    assert!(message.contains("log.format (flag --set log.format): takes one of auto, json, human"), "{message}");
+    assert!(
+        message.contains("log.format (flag --set log.format): takes one of auto, json, human"),
+        "{message}"
+    );
     let message = refusal(set(&["kafka"]));
     assert!(message.contains("needs a key and a value"), "{message}");
 }
@@ -224,14 +242,20 @@ fn what_does_not_go_together_names_both_keys() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["kafka.revoke_deadline_ms=45000"], &["kafka.revoke_deadline_ms", "kafka.session_timeout_ms"]),
         (&["kafka.assign_deadline_ms=300000"], &["kafka.assign_deadline_ms", "kafka.max_poll_interval_ms"]),
-        (&["kafka.heartbeat_interval_ms=15001"], &["kafka.heartbeat_interval_ms", "kafka.session_timeout_ms"]),
+        (
+            &["kafka.heartbeat_interval_ms=15001"],
+            &["kafka.heartbeat_interval_ms", "kafka.session_timeout_ms"],
+        ),
         (&["kafka.session_timeout_ms=300001"], &["kafka.session_timeout_ms", "kafka.max_poll_interval_ms"]),
         (&["kafka.dlq_topic=feed.interactions.v1"], &["kafka.topic", "kafka.dlq_topic"]),
         (&["shutdown.deadline_ms=60000"], &["shutdown.deadline_ms", "shutdown.grace_ms"]),
         (&["postgres.deadline_ms=5000"], &["postgres.statement_timeout_ms", "postgres.deadline_ms"]),
         (&["health.stall_ms=10000"], &["postgres.deadline_ms", "health.stall_ms"]),
         (&["s3.connect_timeout_ms=30000"], &["s3.connect_timeout_ms", "s3.timeout_ms"]),
-        (&["export.memory_bytes_max=100000000"], &["export.memory_bytes_max", "roll.bytes_max", "kafka.queued_kbytes_max"]),
+        (
+            &["export.memory_bytes_max=100000000"],
+            &["export.memory_bytes_max", "roll.bytes_max", "kafka.queued_kbytes_max"],
+        ),
         (&["registry.password=x"], &["registry.password", "registry.username"]),
     ];
     for (sets, keys) in cases {
@@ -345,12 +369,16 @@ fn no_refusal_shows_a_secret() {
 #[test]
 fn a_dump_says_where_each_value_came_from_and_loads_again() {
     let variables = [("FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS", "a:1,b:2")];
-    let (config, provenance) = load(None, &variables, &["batch.rows_max=7", "kafka.properties.a.b=c"]).unwrap();
+    let (config, provenance) =
+        load(None, &variables, &["batch.rows_max=7", "kafka.properties.a.b=c"]).unwrap();
     let yaml = config.dump(&provenance, Format::Yaml);
     let line = |start: &str| yaml.lines().find(|line| line.starts_with(start)).unwrap();
     assert!(line("  rows_max: 7").ends_with("# flag --set batch.rows_max"), "{yaml}");
     assert!(line("  topic: ").ends_with("# default"), "{yaml}");
-    assert!(line("  bootstrap_servers: \"a:1,b:2\"").ends_with("# environment variable FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS"));
+    assert!(
+        line("  bootstrap_servers: \"a:1,b:2\"")
+            .ends_with("# environment variable FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS")
+    );
 
     let (again, _) = load(Some(&file("dumped", &yaml)), &[], &[]).unwrap();
     assert_eq!(format!("{again:?}"), format!("{config:?}"));
@@ -373,7 +401,9 @@ fn tables() -> String {
             let name = key.path.strip_prefix(section.name).unwrap().trim_start_matches('.');
             let default = match &defaults[section.name][name] {
                 serde_json::Value::String(text) if !text.is_empty() => format!("`{text}`"),
-                serde_json::Value::String(_) | serde_json::Value::Null | serde_json::Value::Object(_) => "–".to_owned(),
+                serde_json::Value::String(_) | serde_json::Value::Null | serde_json::Value::Object(_) => {
+                    "–".to_owned()
+                }
                 value => format!("`{value}`"),
             };
             let about = key.about.trim().replace('|', "\\|");
@@ -393,6 +423,9 @@ fn the_documentation_has_every_key() {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, format!("{introduction}{MARK}{}", tables())).unwrap();
     } else {
-        assert!(found == tables(), "docs/configuration.md is out of date: UPDATE_DOCS=1 cargo test --test config");
+        assert!(
+            found == tables(),
+            "docs/configuration.md is out of date: UPDATE_DOCS=1 cargo test --test config"
+        );
     }
 }

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use feed_worker::config::Statsd;
 use feed_worker::telemetry::metrics::{self, Kind, METRICS};
 
-/// Each function with what it must send.
-fn calls() -> Vec<(fn(), &'static [&'static str])> {
+/// A call and the lines that it must send.
+type Case = (fn(), &'static [&'static str]);
+
+fn calls() -> Vec<Case> {
     vec![
         (|| metrics::records_received(500), &["source.records.received:500|c"]),
         (|| metrics::rebalanced("assign"), &["source.rebalances:1|c|#kind:assign"]),
@@ -35,7 +37,10 @@ fn calls() -> Vec<(fn(), &'static [&'static str])> {
             ],
         ),
         (|| metrics::rows_reread(50_000), &["export.rows.reread:50000|c"]),
-        (|| metrics::export_state(2, 201_326_592), &["export.behind.partitions:2|g", "export.memory.bytes:201326592|g"]),
+        (
+            || metrics::export_state(2, 201_326_592),
+            &["export.behind.partitions:2|g", "export.memory.bytes:201326592|g"],
+        ),
         (metrics::export_shed, &["export.files.shed:1|c"]),
         (metrics::export_conflict, &["export.conflicts:1|c"]),
         (|| metrics::dead_letters_sent(5), &["dead_letter.records.sent:5|c"]),
@@ -45,7 +50,10 @@ fn calls() -> Vec<(fn(), &'static [&'static str])> {
         (metrics::commit_differed, &["ledger.commit_difference:1|c"]),
         (metrics::day_closed, &["day.closed:1|c"]),
         (|| metrics::lag_persist_records(11, 70), &["lag.persist.records:70|g|#partition:11"]),
-        (|| metrics::lag_export_records(11, 4_000_000_000), &["lag.export.records:4000000000|g|#partition:11"]),
+        (
+            || metrics::lag_export_records(11, 4_000_000_000),
+            &["lag.export.records:4000000000|g|#partition:11"],
+        ),
         (|| metrics::retried("s3"), &["retries:1|c|#dependency:s3"]),
         (|| metrics::statsd_dropped(6), &["statsd.lines.dropped:6|c"]),
         // What happened to nothing is not sent, and a tag cannot break out of its line.
@@ -99,7 +107,9 @@ fn every_metric_arrives_as_written_down_here() {
     let (agent, lines) = reader.join().unwrap();
     let lost: u64 = lines
         .iter()
-        .filter_map(|line| line.strip_prefix("feed_worker.statsd.lines.dropped:")?.strip_suffix("|c")?.parse::<u64>().ok())
+        .filter_map(|line| {
+            line.strip_prefix("feed_worker.statsd.lines.dropped:")?.strip_suffix("|c")?.parse::<u64>().ok()
+        })
         .sum();
     assert_eq!(lost, 0);
     assert_eq!(lines.len(), burst);
@@ -118,7 +128,8 @@ fn every_metric_was_among(lines: &[String]) {
         let mut parts = rest.split('|').skip(1);
         let kind = parts.next().unwrap();
         let tags = parts.next().map_or("", |tags| &tags[1..]);
-        let tags = tags.split(',').filter(|tag| !tag.is_empty()).map(|tag| tag.split(':').next().unwrap()).collect();
+        let tags =
+            tags.split(',').filter(|tag| !tag.is_empty()).map(|tag| tag.split(':').next().unwrap()).collect();
         let before = kinds.insert(name, (kind, tags));
         assert!(before.is_none_or(|before| before.0 == kind), "{name} has two kinds");
     }
@@ -145,7 +156,8 @@ fn the_documentation_has_every_metric() {
     for metric in METRICS {
         let kind = format!("{:?}", metric.kind).to_lowercase();
         let tags: Vec<String> = metric.tags.iter().map(|tag| format!("`{tag}`")).collect();
-        writeln!(table, "| `{}` | {kind} | {} | {} |", metric.name, tags.join(", "), metric.about.trim()).unwrap();
+        writeln!(table, "| `{}` | {kind} | {} | {} |", metric.name, tags.join(", "), metric.about.trim())
+            .unwrap();
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
     let page = std::fs::read_to_string(&path).unwrap();
@@ -165,7 +177,9 @@ fn metrics_are_counted_nowhere_else() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 visit(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("telemetry/metrics.rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && !path.ends_with("telemetry/metrics.rs")
+            {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let uses = ["counter!(", "gauge!(", "histogram!("].iter().any(|name| text.contains(name));
                 found.extend(uses.then(|| path.display().to_string()));

@@ -79,7 +79,8 @@ pub fn check(config: &Config, provenance: &Provenance) -> Result<(), ConfigError
 }
 
 fn above_zero(config: &Config, checks: &mut Checks<'_>) {
-    let Config { kafka, registry, postgres, s3, batch, roll, export, rejects, day, shutdown, health, .. } = config;
+    let Config { kafka, registry, postgres, s3, batch, roll, export, rejects, day, shutdown, health, .. } =
+        config;
     let values = [
         ("kafka.session_timeout_ms", kafka.session_timeout_ms),
         ("kafka.heartbeat_interval_ms", kafka.heartbeat_interval_ms),
@@ -242,7 +243,11 @@ fn sizes(config: &Config, checks: &mut Checks<'_>) {
     let needed = queue.saturating_add(batches).saturating_add(roll.bytes_max);
     if export.memory_bytes_max < needed {
         let keys = [
-            "export.memory_bytes_max", "roll.bytes_max", "kafka.queued_kbytes_max", "batch.bytes_max", "postgres.lanes",
+            "export.memory_bytes_max",
+            "roll.bytes_max",
+            "kafka.queued_kbytes_max",
+            "batch.bytes_max",
+            "postgres.lanes",
         ];
         let problem = format!(
             "the first ({}) must hold one file, the fetch queue and a batch more than there are lanes ({needed} \
@@ -256,7 +261,9 @@ fn sizes(config: &Config, checks: &mut Checks<'_>) {
 fn events(config: &Config, checks: &mut Checks<'_>) {
     let ratio = config.rejects.ratio_max;
     checks.that(ratio > 0.0 && ratio <= 1.0, &["rejects.ratio_max"], "must be above 0 and at most 1");
-    for (key, value) in [("rejects.window", config.rejects.window), ("rejects.run_max", config.rejects.run_max)] {
+    for (key, value) in
+        [("rejects.window", config.rejects.window), ("rejects.run_max", config.rejects.run_max)]
+    {
         // The ledger counts them in four bytes.
         checks.that(value <= 1_000_000_000, &[key], "must be at most 1000000000");
     }

@@ -77,8 +77,10 @@ impl Config {
 
 /// Every value with its section and its full key, in order of declaration.
 fn leaves(values: &Value) -> impl Iterator<Item = (&'static str, String, &Value)> {
-    SECTIONS.iter().flat_map(move |section| section.keys.iter().map(move |key| (section.name, key.path))).flat_map(
-        move |(section, path)| {
+    SECTIONS
+        .iter()
+        .flat_map(move |section| section.keys.iter().map(move |key| (section.name, key.path)))
+        .flat_map(move |(section, path)| {
             let name = path.strip_prefix(section).unwrap_or(path).trim_start_matches('.');
             match &values[section][name] {
                 Value::Object(map) if !map.is_empty() => {
@@ -86,8 +88,7 @@ fn leaves(values: &Value) -> impl Iterator<Item = (&'static str, String, &Value)
                 }
                 value => vec![(section, path.to_owned(), value)],
             }
-        },
-    )
+        })
 }
 
 fn in_columns(lines: &[(String, String)]) -> String {
@@ -97,7 +98,11 @@ fn in_columns(lines: &[(String, String)]) -> String {
     let mut text = String::new();
     for (line, source) in lines {
         // Writing to a String cannot fail.
-        let _ = if source.is_empty() { writeln!(text, "{line}") } else { writeln!(text, "{line:width$}  # {source}") };
+        let _ = if source.is_empty() {
+            writeln!(text, "{line}")
+        } else {
+            writeln!(text, "{line:width$}  # {source}")
+        };
     }
     text
 }

@@ -14,10 +14,8 @@ pub const PATH_VARIABLE: &str = "FEED_WORKER_CONFIG";
 const PREFIX: &str = "FEED_WORKER_";
 
 /// Variables that other programs use too, and the keys that they are another name for.
-const ALIASES: &[(&str, [&str; 2])] = &[
-    ("DATABASE_URL", ["postgres", "url"]),
-    ("INTERACTION_WEIGHTS", ["interactions", "weights"]),
-];
+const ALIASES: &[(&str, [&str; 2])] =
+    &[("DATABASE_URL", ["postgres", "url"]), ("INTERACTION_WEIGHTS", ["interactions", "weights"])];
 
 /// Values with the name of the place that they came from.
 pub struct Layer {
@@ -56,8 +54,7 @@ pub fn file(path: &Path) -> Result<Layer, ConfigError> {
         .map_err(|error| wrong(format!("cannot be read: {error}; name a file that can")))?;
     let yaml: serde_yaml::Value =
         serde_yaml::from_str(&text).map_err(|error| wrong(format!("is not valid YAML: {error}")))?;
-    let value = Value::serialize(yaml)
-        .map_err(|error| wrong(format!("holds what no key takes: {error}")))?;
+    let value = Value::serialize(yaml).map_err(|error| wrong(format!("holds what no key takes: {error}")))?;
     match value {
         Value::Dict(_, values) => Ok(Layer { source, values: without_empty(values) }),
         Value::Empty(..) => Ok(Layer { source, values: Dict::new() }),

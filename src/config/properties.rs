@@ -30,9 +30,8 @@ const NAMED: &[(&str, &str)] = &[
 ];
 
 /// A property whose name has one of these in it is a secret.
-const SECRET: &[&str] = &[
-    "password", "secret", "token", "credential", "jaas", "assertion", "oauthbearer.config", ".pem",
-];
+const SECRET: &[&str] =
+    &["password", "secret", "token", "credential", "jaas", "assertion", "oauthbearer.config", ".pem"];
 
 /// Property names and values, in order of name.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -200,7 +200,8 @@ mod tests {
     #[tokio::test]
     async fn health_shows_the_newest_partitions() {
         let (addr, health) = start(Duration::from_secs(60)).await;
-        let status = PartitionStatus { partition: 3, persist_frontier: 70, export_frontier: 40, state: "live".into() };
+        let status =
+            PartitionStatus { partition: 3, persist_frontier: 70, export_frontier: 40, state: "live".into() };
         health.set_partitions(vec![status]);
         let (code, body) = get(addr, "/health").await;
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();

@@ -11,8 +11,8 @@ use anyhow::Context;
 use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_statsd::{StatsdBuilder, StatsdRecorder};
 
-use super::statsd::LineSink;
 pub use super::statsd::FlushGuard;
+use super::statsd::LineSink;
 use crate::config::Statsd;
 
 /// How values of a metric are put together.
@@ -183,7 +183,9 @@ pub fn export_state(behind: u64, memory: u64) {
 /// The exporter writes tags as they come, and a comma or a line break would end one.
 fn tags(tags: &[(&'static str, &dyn Display)]) -> Vec<Label> {
     let unsafe_in_tag = |c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '/'));
-    tags.iter().map(|(name, value)| Label::new(*name, value.to_string().replace(unsafe_in_tag, "_"))).collect()
+    tags.iter()
+        .map(|(name, value)| Label::new(*name, value.to_string().replace(unsafe_in_tag, "_")))
+        .collect()
 }
 
 /// Sends metrics from now on, until the guard is dropped. May be called once in a process.
