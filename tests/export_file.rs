@@ -11,7 +11,7 @@ use feed_worker::export::file::{FileError, FileIdentity, OpenFile, SealedFile};
 use feed_worker::row::{self, COLUMNS, Coordinates, RowRef, Rows};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, LogicalType, Repetition, TimeUnit as ParquetTimeUnit, Type};
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -223,10 +223,7 @@ fn a_file_says_what_it_holds() {
     let rows: Vec<RowRef> = Rows::new(&tuples).map(Result::unwrap).collect();
     let last_offset = rows[rows.len() - 1].offset();
     assert_eq!(file.next_offset, last_offset + 1);
-    assert_eq!(
-        file.key("exports"),
-        "exports/2026-02-16/feed.interactions.v1+3+00000000000000001000.parquet"
-    );
+    assert_eq!(file.key("exports"), "exports/2026-02-16/feed.interactions.v1+3+00000000000000001000.parquet");
     let expected = [
         ("topic", "feed.interactions.v1".to_owned()),
         ("partition", "3".to_owned()),
@@ -244,9 +241,8 @@ fn a_file_says_what_it_holds() {
     let metadata = metadata_of(&file.body);
     let pairs = metadata.file_metadata().key_value_metadata().unwrap();
     let found: Vec<_> = pairs.iter().map(|p| (p.key.clone(), p.value.clone().unwrap())).collect();
-    let in_parquet = |(name, value): (String, String)| {
-        (format!("feed_worker.{}", name.replace('-', "_")), value)
-    };
+    let in_parquet =
+        |(name, value): (String, String)| (format!("feed_worker.{}", name.replace('-', "_")), value);
     let mut expected: Vec<_> = expected.into_iter().map(in_parquet).collect();
     let first_ms = rows[0].recorded_at_ms();
     let last_ms = rows[rows.len() - 1].recorded_at_ms();
@@ -261,9 +257,9 @@ fn columns_are_encoded_as_measured() {
     let metadata = metadata_of(&sealed(&tuples(25_000, 40)).body);
     let created_by = metadata.file_metadata().created_by().unwrap();
     assert_eq!(created_by, concat!("feed-worker version ", env!("CARGO_PKG_VERSION")));
-    let group_rows: Vec<i64> = metadata.row_groups().iter().map(|group| group.num_rows()).collect();
+    let group_rows: Vec<i64> = metadata.row_groups().iter().map(RowGroupMetaData::num_rows).collect();
     assert_eq!(group_rows, [10_000, 10_000, 5000]);
-    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+    for column in metadata.row_groups().iter().flat_map(RowGroupMetaData::columns) {
         let name = column.column_path().string();
         let encodings: Vec<Encoding> = column.encodings().collect();
         let expected = match name.as_str() {

@@ -156,12 +156,9 @@ async fn what_is_not_there_is_none() {
 }
 
 fn page(keys: &[&str], next: Option<&str>) -> Answer {
-    let contents: String = keys
-        .iter()
-        .map(|key| format!("<Contents><Key>{key}</Key><Size>12</Size></Contents>"))
-        .collect();
-    let next_token =
-        next.map(|token| format!("<NextContinuationToken>{token}</NextContinuationToken>"));
+    let contents: String =
+        keys.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>12</Size></Contents>")).collect();
+    let next_token = next.map(|token| format!("<NextContinuationToken>{token}</NextContinuationToken>"));
     let body = format!(
         "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>{}</IsTruncated>{}{contents}</ListBucketResult>",
         next.is_some(),
@@ -172,7 +169,8 @@ fn page(keys: &[&str], next: Option<&str>) -> Answer {
 
 #[tokio::test]
 async fn a_list_reads_every_page() {
-    let stub = Stub::start([page(&["p/a", "p/b+1"], Some("n1")), page(&[], Some("n2")), page(&["p/c"], None)]).await;
+    let stub =
+        Stub::start([page(&["p/a", "p/b+1"], Some("n1")), page(&[], Some("n2")), page(&["p/c"], None)]).await;
     let store = connect(&stub.endpoint).await;
     let keys: Vec<_> = store.list("p/", Some("p/0")).await.unwrap().into_iter().map(|o| o.key).collect();
     assert_eq!(keys, ["p/a", "p/b+1", "p/c"]);

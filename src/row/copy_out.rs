@@ -14,18 +14,13 @@ pub fn canonical_from_postgres(raw: &[u8], out: &mut Vec<u8>) -> Result<(), RowE
     push_canonical(&RowRef::parse(raw)?, &mut String::new(), out)
 }
 
-fn push_canonical(
-    row: &RowRef<'_>,
-    scratch: &mut String,
-    out: &mut Vec<u8>,
-) -> Result<(), RowError> {
+fn push_canonical(row: &RowRef<'_>, scratch: &mut String, out: &mut Vec<u8>) -> Result<(), RowError> {
     let Some(json) = row.metadata() else {
         out.extend_from_slice(row.bytes());
         return Ok(());
     };
     scratch.clear();
-    crate::event::recanonicalize(json, scratch)
-        .map_err(|error| RowError::Metadata(error.to_string()))?;
+    crate::event::recanonicalize(json, scratch).map_err(|error| RowError::Metadata(error.to_string()))?;
     // Metadata is the last column: its length, its version byte and its text end the tuple.
     let metadata_at = row.bytes().len() - json.len() - 5;
     out.extend_from_slice(&row.bytes()[..metadata_at]);

@@ -44,12 +44,7 @@ fn full() -> Interaction<'static> {
 }
 
 fn coordinates(offset: i64) -> Coordinates {
-    Coordinates {
-        partition: 3,
-        offset,
-        recorded_at_ms: 1_767_225_600_123,
-        ingested_at_ms: 1_767_225_600_456,
-    }
+    Coordinates { partition: 3, offset, recorded_at_ms: 1_767_225_600_123, ingested_at_ms: 1_767_225_600_456 }
 }
 
 fn two_rows() -> Vec<u8> {

@@ -24,10 +24,7 @@ pub enum ProbeError {
 }
 
 /// Writes one key twice. The second write must find the first one, or that of an earlier start.
-pub async fn prove_conditional_writes(
-    store: &dyn ObjectStore,
-    prefix: &str,
-) -> Result<(), ProbeError> {
+pub async fn prove_conditional_writes(store: &dyn ObjectStore, prefix: &str) -> Result<(), ProbeError> {
     let key = match prefix.trim_matches('/') {
         "" => PROBE_NAME.to_owned(),
         prefix => format!("{prefix}/{PROBE_NAME}"),
@@ -35,9 +32,7 @@ pub async fn prove_conditional_writes(
     put(store, &key).await?;
     match put(store, &key).await? {
         PutOutcome::Exists => Ok(()),
-        PutOutcome::Created => {
-            Err(ProbeError::Unsafe(format!("two writes of `{key}` were both taken")))
-        }
+        PutOutcome::Created => Err(ProbeError::Unsafe(format!("two writes of `{key}` were both taken"))),
     }
 }
 

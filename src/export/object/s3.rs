@@ -12,9 +12,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ListedObject, ObjectInfo, ObjectStore, PutOutcome, StoreError, StoreErrorKind, StoreFuture,
-};
+use super::{ListedObject, ObjectInfo, ObjectStore, PutOutcome, StoreError, StoreErrorKind, StoreFuture};
 
 /// Where stores that are not AWS are said to be when nobody says it.
 const REGION_OF_AN_ENDPOINT: &str = "us-east-1";
@@ -92,9 +90,8 @@ impl S3 {
                 message: "no region is configured, here or in the AWS environment".to_owned(),
             });
         }
-        let config = aws_sdk_s3::config::Builder::from(&shared)
-            .force_path_style(settings.force_path_style)
-            .build();
+        let config =
+            aws_sdk_s3::config::Builder::from(&shared).force_path_style(settings.force_path_style).build();
         Ok(S3 { client: Client::from_conf(config), bucket: settings.bucket.clone(), timeout })
     }
 
