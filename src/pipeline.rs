@@ -155,6 +155,7 @@ pub struct Pipeline {
     asked_released_at: Instant,
     asked_clock_at: Instant,
     reported_at: Instant,
+    lag_asked_at: Option<Instant>,
     shutdown: Option<Shutdown>,
     joined: bool,
 }
@@ -245,6 +246,7 @@ impl Pipeline {
             asked_released_at: now,
             asked_clock_at: now,
             reported_at: now,
+            lag_asked_at: None,
             shutdown: None,
             joined: false,
         };

@@ -45,8 +45,9 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
     }
     let stop = signals.first();
     let prepared = tokio::select! {
-        prepared = prepare(&config, health) => prepared?,
+        prepared = prepare(&config, health.clone()) => prepared?,
         () = stop.clone().wait() => return Ok(()),
+        () = keep_alive(&health) => return Ok(()),
     };
     let (pipeline, events, completions) = Pipeline::start(config, prepared)?;
     pipeline.run(events, completions, stop.wait()).await.map_err(|ended| match ended {
@@ -80,6 +81,15 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
         who,
         health,
     })
+}
+
+/// Waiting for what is away is progress: restarting the process would not bring it back.
+async fn keep_alive(health: &Health) {
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        interval.tick().await;
+        health.tick();
+    }
 }
 
 pub(super) fn s3_settings(config: &Config) -> S3Settings {

@@ -25,6 +25,10 @@ const STORE_AWAY: Duration = Duration::from_secs(1);
 /// export behind for longer; shorter takes more of Postgres from persisting.
 const READ_YIELD: Duration = Duration::from_millis(500);
 
+/// How often the ends of the partitions are asked for. An agent forgets a gauge that is silent for
+/// longer than its flush interval of 10 s; more often costs brokers and a client each time.
+const REPORT_LAG: Duration = Duration::from_secs(10);
+
 impl Pipeline {
     pub(super) fn on_exported(&mut self, done: Done) -> Result<(), Ended> {
         match done {
@@ -399,8 +403,32 @@ impl Pipeline {
             });
         }
         metrics::export_state(behind, memory as u64);
+        self.report_lag();
         metrics::partitions_stopped(self.stopped.len() as u64);
         self.outside.health.set_partitions(snapshot);
+    }
+}
+
+impl Pipeline {
+    /// How many records lie between each frontier and the partition's end. The frontiers are taken
+    /// before the ends are asked for, so that lag is never told too small.
+    fn report_lag(&mut self) {
+        if self.lag_asked_at.is_some_and(|at| at.elapsed() < REPORT_LAG) || self.partitions.is_empty() {
+            return;
+        }
+        self.lag_asked_at = Some(Instant::now());
+        let frontiers: Vec<(i32, i64, i64)> =
+            self.partitions.values().map(|p| (p.id, p.frontier, p.exporter.frontier())).collect();
+        let config = crate::kafka::client_config(&self.config);
+        let topic = self.config.kafka.topic.clone();
+        tokio::task::spawn_blocking(move || {
+            let ids: Vec<i32> = frontiers.iter().map(|(id, ..)| *id).collect();
+            let Ok(bounds) = probe::bounds(&config, &topic, &ids, Duration::from_secs(5)) else { return };
+            for ((id, persisted, exported), (_, _, end)) in frontiers.into_iter().zip(bounds) {
+                metrics::lag_persist_records(id, end.saturating_sub(persisted).max(0).cast_unsigned());
+                metrics::lag_export_records(id, end.saturating_sub(exported).max(0).cast_unsigned());
+            }
+        });
     }
 }
 

@@ -229,6 +229,7 @@ impl Pipeline {
             detail,
             "the partition is stopped until an operator decides: `feed-worker ledger show`"
         );
+        metrics::partition_stopped(stop.as_str());
         self.partitions.remove(&id);
         self.source.send(Command::Hold(id, true));
         self.stopped.insert(id, format!("{}: {detail}", stop.as_str()));

@@ -143,6 +143,7 @@ impl Lane {
     async fn attempt(&mut self, job: &Job) -> Result<(), Failure> {
         let deadline = self.deadline;
         let topic = self.topic.clone();
+        let started = std::time::Instant::now();
         let connection = self.connection().await?;
         let written = tokio::time::timeout(deadline, write(connection, &topic, job)).await;
         match written {
@@ -161,7 +162,10 @@ impl Lane {
         let connection = self.connection().await?;
         let commit = connection.execute("COMMIT");
         match tokio::time::timeout(deadline, commit).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => {
+                metrics::transaction_took(started.elapsed().as_secs_f64() * 1e3);
+                Ok(())
+            }
             Ok(Err(error)) => {
                 self.connection = None;
                 Err(Failure::Unknown(error.to_string()))
