@@ -1,0 +1,1 @@
+"""`make demo`: what `dev/demo` does, step by step."""
