@@ -7,6 +7,7 @@ use super::raw::{Field, Raw, RawEvent, RawMetadata};
 use super::reject::{Reject, RejectReason};
 use super::timestamp;
 use super::types::{InteractionTypes, TypeId};
+use super::uuid_text;
 
 /// One accepted event: all limits are checked.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,10 +53,8 @@ impl Checks<'_> {
     ) -> Result<Interaction<'a>, Reject> {
         let user_id = required(Field::UserId, uuid(Field::UserId, raw.user_id)?)?;
         let video_id = required(Field::VideoId, uuid(Field::VideoId, raw.video_id)?)?;
-        let interaction_type = required(
-            Field::InteractionType,
-            self.interaction_type(raw.interaction_type)?,
-        )?;
+        let interaction_type =
+            required(Field::InteractionType, self.interaction_type(raw.interaction_type)?)?;
         let watch_time_seconds = double(Field::WatchTime, raw.watch_time)?;
         if watch_time_seconds.is_some_and(|seconds| seconds < 0.0) {
             return Err(reject(RejectReason::OutOfRange, Field::WatchTime).detail("below zero"));
@@ -90,31 +89,21 @@ impl Checks<'_> {
         };
         match self.types.lookup(text) {
             Some(id) => Ok(Some(id)),
-            None => Err(reject(
-                RejectReason::UnknownInteractionType,
-                Field::InteractionType,
-            )),
+            None => Err(reject(RejectReason::UnknownInteractionType, Field::InteractionType)),
         }
     }
 
     fn timestamp(&self, raw: Raw<'_>) -> Result<Option<i64>, Reject> {
-        let bad =
-            |detail: &str| reject(RejectReason::BadTimestamp, Field::Timestamp).detail(detail);
+        let bad = |detail: &str| reject(RejectReason::BadTimestamp, Field::Timestamp).detail(detail);
         let ms = match raw {
             Raw::Absent => return Ok(None),
             Raw::Integer(ms) => ms,
-            Raw::Text(text) => {
-                timestamp::parse_iso8601_ms(text).ok_or_else(|| bad("not ISO 8601"))?
-            }
+            Raw::Text(text) => timestamp::parse_iso8601_ms(text).ok_or_else(|| bad("not ISO 8601"))?,
             Raw::Number(text) => {
                 whole_number(text).ok_or_else(|| bad("not a whole number of milliseconds"))?
             }
             other => {
-                return Err(wrong_type(
-                    Field::Timestamp,
-                    "a timestamp",
-                    type_name(other),
-                ));
+                return Err(wrong_type(Field::Timestamp, "a timestamp", type_name(other)));
             }
         };
         if ms < OCCURRED_AT_MS_MIN {
@@ -133,14 +122,13 @@ fn required<T>(field: Field, value: Option<T>) -> Result<T, Reject> {
 
 fn uuid(field: Field, raw: Raw<'_>) -> Result<Option<Uuid>, Reject> {
     let text = match raw {
-        Raw::Uuid(bytes) => return Ok(Some(Uuid::from_bytes(bytes))),
+        Raw::Uuid(uuid) => return Ok(Some(uuid)),
         raw => text(field, raw)?,
     };
     let Some(text) = text else { return Ok(None) };
-    // The length leaves only the hyphenated form of those that the parser knows.
-    match Uuid::try_parse_ascii(text.as_bytes()) {
-        Ok(uuid) if text.len() == 36 => Ok(Some(uuid)),
-        _ => Err(reject(RejectReason::BadUuid, field)
+    match uuid_text::parse(text.as_bytes()) {
+        Some(uuid) => Ok(Some(uuid)),
+        None => Err(reject(RejectReason::BadUuid, field)
             .detail(format!("{} bytes are no hyphenated uuid", text.len()))),
     }
 }
@@ -191,10 +179,7 @@ fn position(raw: Raw<'_>) -> Result<Option<i32>, Reject> {
         Raw::Integer(value) => value,
         Raw::Number(text) => match whole_number(text) {
             Some(value) => value,
-            None if text
-                .parse::<f64>()
-                .is_ok_and(|n| n.fract() == 0.0 || n.is_infinite()) =>
-            {
+            None if text.parse::<f64>().is_ok_and(|n| n.fract() == 0.0 || n.is_infinite()) => {
                 return Err(out_of_range());
             }
             None => {
@@ -202,11 +187,7 @@ fn position(raw: Raw<'_>) -> Result<Option<i32>, Reject> {
             }
         },
         other => {
-            return Err(wrong_type(
-                Field::Position,
-                "a whole number",
-                type_name(other),
-            ));
+            return Err(wrong_type(Field::Position, "a whole number", type_name(other)));
         }
     };
     match i32::try_from(value) {

@@ -33,9 +33,7 @@ pub(super) fn write_checked<'a>(
     }
     let has_nul = |text: &str| text.as_bytes().contains(&0);
     if entries.iter().any(|(k, v)| has_nul(k) || has_nul(v)) {
-        return Err(Reject::new(RejectReason::BadString)
-            .field(FIELD)
-            .detail("holds NUL"));
+        return Err(Reject::new(RejectReason::BadString).field(FIELD).detail("holds NUL"));
     }
     canonical.clear();
     write_object(entries, canonical);
@@ -54,9 +52,7 @@ pub(super) fn too_many_entries() -> Reject {
 fn too_long() -> Reject {
     Reject::new(RejectReason::MetadataTooLarge)
         .field(FIELD)
-        .detail(format!(
-            "more than {CANONICAL_BYTES_MAX} bytes as canonical JSON"
-        ))
+        .detail(format!("more than {CANONICAL_BYTES_MAX} bytes as canonical JSON"))
 }
 
 /// Appends the canonical text of `pairs` to `out`. Of two pairs with one key the later counts.

@@ -1,5 +1,7 @@
 //! The fields of the reader schema, and what an event holds in them before any rule is applied.
 
+use uuid::Uuid;
+
 /// A field of the reader schema, in its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Field {
@@ -70,19 +72,15 @@ impl Field {
     }
 
     pub const fn is_required(self) -> bool {
-        matches!(
-            self,
-            Self::UserId | Self::VideoId | Self::InteractionType | Self::Timestamp
-        )
+        matches!(self, Self::UserId | Self::VideoId | Self::InteractionType | Self::Timestamp)
     }
 
     pub const fn wanted(self) -> Wanted {
         match self {
             Self::UserId | Self::VideoId | Self::EventId => Wanted::Uuid,
-            Self::InteractionType
-            | Self::FeedSessionId
-            | Self::Algorithm
-            | Self::ExperimentVariantId => Wanted::String,
+            Self::InteractionType | Self::FeedSessionId | Self::Algorithm | Self::ExperimentVariantId => {
+                Wanted::String
+            }
             Self::WatchTime | Self::RecommendationScore => Wanted::Double,
             Self::Position => Wanted::Int,
             Self::Timestamp => Wanted::TimestampMillis,
@@ -102,8 +100,7 @@ pub(super) enum Raw<'v> {
     #[default]
     Absent,
     Text(&'v str),
-    /// A uuid in 16 bytes.
-    Uuid([u8; 16]),
+    Uuid(Uuid),
     Integer(i64),
     Double(f64),
     /// A JSON number as it was written.
@@ -202,12 +199,7 @@ mod tests {
             assert_eq!(*known as usize, index);
             assert_eq!(field.name, known.name());
             assert_eq!(field.aliases, known.aliases(), "{}", field.name);
-            assert_eq!(
-                field.default.is_none(),
-                known.is_required(),
-                "{}",
-                field.name
-            );
+            assert_eq!(field.default.is_none(), known.is_required(), "{}", field.name);
             assert_eq!(wanted(&field.schema), known.wanted(), "{}", field.name);
         }
     }

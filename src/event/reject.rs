@@ -73,11 +73,7 @@ pub struct Reject {
 
 impl Reject {
     pub const fn new(reason: RejectReason) -> Self {
-        Self {
-            reason,
-            field: None,
-            detail: None,
-        }
+        Self { reason, field: None, detail: None }
     }
 
     #[must_use]

@@ -84,11 +84,7 @@ impl Digits<'_> {
         let sign = if self.one_of(b"+-")? == b'-' { -1 } else { 1 };
         let hours = self.number(2)?;
         let colon = self.one_of(b":").is_some();
-        let minutes = if self.0.is_empty() && !colon {
-            0
-        } else {
-            self.number(2)?
-        };
+        let minutes = if self.0.is_empty() && !colon { 0 } else { self.number(2)? };
         (hours < 24 && minutes < 60).then_some(sign * (hours * 60 + minutes))
     }
 }

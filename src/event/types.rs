@@ -21,9 +21,8 @@ impl InteractionTypes {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut types: Vec<(Box<str>, f32)> = Vec::new();
         for pair in text.split(',') {
-            let (name, weight) = pair
-                .split_once(':')
-                .ok_or_else(|| format!("`{}` is not name:weight", pair.trim()))?;
+            let (name, weight) =
+                pair.split_once(':').ok_or_else(|| format!("`{}` is not name:weight", pair.trim()))?;
             let name = checked_name(name.trim())?;
             let weight: f32 = match weight.trim().parse() {
                 Ok(weight) if f32::is_finite(weight) => weight,
@@ -46,24 +45,17 @@ impl InteractionTypes {
 
     /// ASCII case is ignored.
     pub fn lookup(&self, name: &str) -> Option<TypeId> {
-        let index = self
-            .types
-            .iter()
-            .position(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        let index = self.types.iter().position(|(known, _)| known.eq_ignore_ascii_case(name))?;
         u16::try_from(index).ok().map(TypeId)
     }
 
     /// In lower case. An id of other `InteractionTypes` may have no name here, and is then empty.
     pub fn name(&self, id: TypeId) -> &str {
-        self.types
-            .get(usize::from(id.0))
-            .map_or("", |(name, _)| name)
+        self.types.get(usize::from(id.0)).map_or("", |(name, _)| name)
     }
 
     pub fn weight(&self, id: TypeId) -> f32 {
-        self.types
-            .get(usize::from(id.0))
-            .map_or(0.0, |(_, weight)| *weight)
+        self.types.get(usize::from(id.0)).map_or(0.0, |(_, weight)| *weight)
     }
 
     /// Names and weights in the configured order.
@@ -74,9 +66,7 @@ impl InteractionTypes {
 
 fn checked_name(name: &str) -> Result<Box<str>, String> {
     let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if fits {
         Ok(name.to_ascii_lowercase().into())
     } else {
@@ -104,10 +94,7 @@ mod tests {
     #[test]
     fn names_are_stored_in_lower_case_and_spaces_do_not_matter() {
         let types = InteractionTypes::parse(" Watch : 0.5 , SKIP:-1").unwrap();
-        assert_eq!(
-            types.iter().collect::<Vec<_>>(),
-            [("watch", 0.5), ("skip", -1.0)]
-        );
+        assert_eq!(types.iter().collect::<Vec<_>>(), [("watch", 0.5), ("skip", -1.0)]);
     }
 
     #[test]

@@ -10,10 +10,7 @@ use crate::support::{read_schema, schemas};
 fn avro_fields(schema: &str) -> BTreeMap<String, Value> {
     let schema: Value = serde_json::from_str(schema).unwrap();
     let fields = schema["fields"].as_array().unwrap();
-    fields
-        .iter()
-        .map(|field| (field["name"].as_str().unwrap().to_owned(), field.clone()))
-        .collect()
+    fields.iter().map(|field| (field["name"].as_str().unwrap().to_owned(), field.clone())).collect()
 }
 
 fn json_schema() -> Value {
@@ -31,10 +28,7 @@ fn json_types(schema: &Value, root: &Value) -> BTreeSet<String> {
     }
     match &schema["type"] {
         Value::String(one) => BTreeSet::from([one.clone()]),
-        Value::Array(many) => many
-            .iter()
-            .map(|t| t.as_str().unwrap().to_owned())
-            .collect(),
+        Value::Array(many) => many.iter().map(|t| t.as_str().unwrap().to_owned()).collect(),
         other => panic!("no type in {schema}: {other}"),
     }
 }
@@ -68,17 +62,10 @@ fn avro_and_json_have_the_same_fields_and_types() {
     let properties = schema["properties"].as_object().unwrap();
     let avro = avro_fields(READER_SCHEMA_JSON);
     let mut names: BTreeSet<&str> = properties.keys().map(String::as_str).collect();
-    assert!(
-        names.remove("recommendation_score"),
-        "the score's other name"
-    );
+    assert!(names.remove("recommendation_score"), "the score's other name");
     assert_eq!(names, avro.keys().map(String::as_str).collect());
     for (name, field) in &avro {
-        assert_eq!(
-            json_types(&properties[name], &schema),
-            json_types_of_avro(&field["type"]),
-            "{name}"
-        );
+        assert_eq!(json_types(&properties[name], &schema), json_types_of_avro(&field["type"]), "{name}");
     }
     // The other name of the score is Avro's alias.
     let aliases = avro["recommendationScore"]["aliases"].as_array().unwrap();
@@ -88,12 +75,8 @@ fn avro_and_json_have_the_same_fields_and_types() {
 #[test]
 fn avro_and_json_require_the_same_fields() {
     let schema = json_schema();
-    let in_json: BTreeSet<&str> = schema["required"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|name| name.as_str().unwrap())
-        .collect();
+    let in_json: BTreeSet<&str> =
+        schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     let avro = avro_fields(READER_SCHEMA_JSON);
     let in_avro: BTreeSet<&str> = avro
         .iter()
@@ -121,10 +104,7 @@ fn version_2_can_read_version_1() {
         assert_eq!(field["type"], new[name]["type"], "{name}");
     }
     for (name, field) in &new {
-        assert!(
-            old.contains_key(name) || field.get("default").is_some(),
-            "{name}"
-        );
+        assert!(old.contains_key(name) || field.get("default").is_some(), "{name}");
     }
 }
 
@@ -147,18 +127,10 @@ fn the_manifest_schema_is_json_and_requires_what_it_names() {
         &schema["properties"]["partitions"]["items"],
         &schema["properties"]["gaps"]["items"],
     ] {
-        let required: BTreeSet<&str> = part["required"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|name| name.as_str().unwrap())
-            .collect();
-        let named: BTreeSet<&str> = part["properties"]
-            .as_object()
-            .unwrap()
-            .keys()
-            .map(String::as_str)
-            .collect();
+        let required: BTreeSet<&str> =
+            part["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        let named: BTreeSet<&str> =
+            part["properties"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(required, named);
         assert_eq!(part["additionalProperties"], false);
     }

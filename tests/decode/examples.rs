@@ -67,10 +67,7 @@ fn read_json(path: &Path) -> Value {
 
 fn unhex(text: &str) -> Vec<u8> {
     assert!(text.len().is_multiple_of(2));
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
 /// The columns that the decoder decides, as the examples have them.
@@ -99,11 +96,7 @@ fn iso8601(ms: i64) -> String {
     let since_eleven = ms - (RECORDED_AT_MS - 3_600_000);
     assert!((0..3_600_000).contains(&since_eleven));
     let (seconds, millis) = (since_eleven / 1000, since_eleven % 1000);
-    format!(
-        "2026-01-15T11:{:02}:{:02}.{millis:03}Z",
-        seconds / 60,
-        seconds % 60
-    )
+    format!("2026-01-15T11:{:02}:{:02}.{millis:03}Z", seconds / 60, seconds % 60)
 }
 
 #[test]
@@ -140,9 +133,7 @@ fn decoder_like(decoder: &Decoder) -> Decoder {
 
 /// Numbers as doubles: `5` and `5.0` are the same column.
 fn rows(value: Value) -> BTreeMap<String, Value> {
-    let Value::Object(map) = value else {
-        panic!("{value} is no object")
-    };
+    let Value::Object(map) = value else { panic!("{value} is no object") };
     map.into_iter()
         .map(|(key, value)| match value.as_f64() {
             Some(number) => (key, json!(number)),
@@ -163,18 +154,8 @@ fn every_invalid_example_is_rejected_for_the_reason_in_its_name() {
             panic!("{}: {verdict:?}", example.file);
         };
         let expected = example.name.split('.').next().unwrap();
-        assert_eq!(
-            reject.reason.as_str(),
-            expected,
-            "{}: {reject}",
-            example.file
-        );
-        assert_eq!(
-            reject.field,
-            fields[&example.file].as_str(),
-            "{}: {reject}",
-            example.file
-        );
+        assert_eq!(reject.reason.as_str(), expected, "{}: {reject}", example.file);
+        assert_eq!(reject.field, fields[&example.file].as_str(), "{}: {reject}", example.file);
         reasons.insert(reject.reason);
         files.insert(example.file);
     }
@@ -182,8 +163,6 @@ fn every_invalid_example_is_rejected_for_the_reason_in_its_name() {
     assert_eq!(named, files);
     // No value is known that the decoder accepts and Postgres refuses.
     let all = RejectReason::ALL.iter().copied();
-    let expected: BTreeSet<_> = all
-        .filter(|reason| *reason != RejectReason::RefusedByPostgres)
-        .collect();
+    let expected: BTreeSet<_> = all.filter(|reason| *reason != RejectReason::RefusedByPostgres).collect();
     assert_eq!(reasons, expected, "a reason without an example");
 }

@@ -20,10 +20,7 @@ fn full_json() -> Vec<u8> {
 fn a_value_that_was_cut_is_a_reject_wherever_it_was_cut() {
     let mut decoder = decoder();
     for value in [Body::v2_full().0, Body::v1_full().0, full_json()] {
-        assert!(matches!(
-            decoder.decode(Some(&value), RECORDED_AT_MS),
-            Verdict::Accept(_)
-        ));
+        assert!(matches!(decoder.decode(Some(&value), RECORDED_AT_MS), Verdict::Accept(_)));
         for length in 0..value.len() {
             let cut = &value[..length];
             let Verdict::Reject(reject) = decoder.decode(Some(cut), RECORDED_AT_MS) else {
@@ -72,18 +69,10 @@ fn mutate(value: &mut Vec<u8>, random: &mut Random) {
 fn check_limits(interaction: &Interaction<'_>) {
     let day = 86_400_000;
     assert!((946_684_800_000..=RECORDED_AT_MS + day).contains(&interaction.occurred_at_ms));
-    assert!(
-        interaction
-            .watch_time_seconds
-            .is_none_or(|s| s.is_finite() && s >= 0.0)
-    );
+    assert!(interaction.watch_time_seconds.is_none_or(|s| s.is_finite() && s >= 0.0));
     assert!(interaction.recommendation_score.is_none_or(f64::is_finite));
     assert!(interaction.position.is_none_or(|p| p >= 0));
-    for text in [
-        interaction.algorithm,
-        interaction.experiment_variant_id,
-        interaction.feed_session_id,
-    ] {
+    for text in [interaction.algorithm, interaction.experiment_variant_id, interaction.feed_session_id] {
         assert!(text.is_none_or(|text| (1..=256).contains(&text.len()) && !text.contains('\0')));
     }
     if let Some(metadata) = interaction.metadata {
@@ -126,10 +115,7 @@ fn mutated_values_never_panic_and_are_never_misread() {
         };
         let record = oracle::decode(writer, &reader, body);
         let record = record.unwrap_or_else(|error| panic!("{error}: {}", value.escape_ascii()));
-        assert_eq!(
-            Columns::of(&interaction, &types),
-            Columns::of_record(&record)
-        );
+        assert_eq!(Columns::of(&interaction, &types), Columns::of_record(&record));
     }
     // Some changes are harmless (a digit, a letter); if nothing were accepted nothing would be tested.
     assert!((1_000..MUTATIONS / 3).contains(&accepted), "{accepted}");
@@ -156,21 +142,8 @@ fn noise_is_always_a_verdict() {
 #[test]
 fn mutated_schemas_never_panic_the_compiler() {
     let mut random = Random(5);
-    let sources = [
-        READER_SCHEMA_JSON.to_owned(),
-        read_schema("interaction.v1.avsc"),
-    ];
-    let words = [
-        "\"null\"",
-        "\"int\"",
-        "\"Interaction\"",
-        "[]",
-        "{}",
-        "\"map\"",
-        "\"fixed\"",
-        "0",
-        "-1",
-    ];
+    let sources = [READER_SCHEMA_JSON.to_owned(), read_schema("interaction.v1.avsc")];
+    let words = ["\"null\"", "\"int\"", "\"Interaction\"", "[]", "{}", "\"map\"", "\"fixed\"", "0", "-1"];
     let event = Body::v2_full().0;
     for _ in 0..3_000 {
         let mut schema = random.pick(&sources).clone().into_bytes();
@@ -182,9 +155,7 @@ fn mutated_schemas_never_panic_the_compiler() {
             let quoted: Vec<&str> = text.split('"').collect();
             let at = 1 + 2 * random.below(quoted.len() / 2);
             let from = format!("\"{}\"", quoted[at]);
-            schema = text
-                .replacen(&from, words[random.below(words.len())], 1)
-                .into_bytes();
+            schema = text.replacen(&from, words[random.below(words.len())], 1).into_bytes();
         }
         let mut decoder = decoder();
         let _ = decoder.add_schema(V2, &String::from_utf8_lossy(&schema));

@@ -64,8 +64,7 @@ impl Columns {
                 Some(Value::Int(value)) => Some(value),
                 other => panic!("{other:?}"),
             },
-            strings: ["feedSessionId", "algorithm", "experimentVariantId"]
-                .map(|name| text(field(name))),
+            strings: ["feedSessionId", "algorithm", "experimentVariantId"].map(|name| text(field(name))),
             metadata: field("metadata").map(|map| canonical(&map)),
         }
     }
@@ -78,16 +77,12 @@ pub fn decode(writer: &Schema, reader: &Schema, body: &[u8]) -> Result<Value, St
         .reader_schema(reader)
         .build()
         .map_err(|error| error.to_string())?;
-    datum_reader
-        .read_value(&mut rest)
-        .map_err(|error| error.to_string())
+    datum_reader.read_value(&mut rest).map_err(|error| error.to_string())
 }
 
 /// A field's value out of its union; `None` for null.
 fn field(record: &Value, name: &str) -> Option<Value> {
-    let Value::Record(fields) = record else {
-        panic!("{record:?} is no record")
-    };
+    let Value::Record(fields) = record else { panic!("{record:?} is no record") };
     let (_, value) = fields.iter().find(|(known, _)| known == name).unwrap();
     match value {
         Value::Null => None,
@@ -110,9 +105,7 @@ fn lower(text: String) -> String {
 }
 
 fn canonical(map: &Value) -> String {
-    let Value::Map(map) = map else {
-        panic!("{map:?} is no map")
-    };
+    let Value::Map(map) = map else { panic!("{map:?} is no map") };
     let pairs = map.iter().map(|(key, value)| match value {
         Value::String(value) => (key.as_str(), value.as_str()),
         other => panic!("{other:?} is no string"),

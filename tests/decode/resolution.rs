@@ -25,18 +25,12 @@ const EVENTS_OF_EACH: usize = 4;
 fn reader_for(fields: &[Field]) -> Schema {
     let mut reader: Json = serde_json::from_str(READER_SCHEMA_JSON).unwrap();
     for field in fields {
-        let sends_bytes = field
-            .branches
-            .iter()
-            .any(|branch| matches!(branch.value, Kind::IdBytes));
+        let sends_bytes = field.branches.iter().any(|branch| matches!(branch.value, Kind::IdBytes));
         let Some(name) = field.reader_name.filter(|_| sends_bytes) else {
             continue;
         };
         let known = reader["fields"].as_array_mut().unwrap();
-        let known = known
-            .iter_mut()
-            .find(|known| known["name"] == name)
-            .unwrap();
+        let known = known.iter_mut().find(|known| known["name"] == name).unwrap();
         known["type"] = match &known["type"] {
             Json::Array(_) => json!(["null", "string"]),
             _ => json!("string"),

@@ -3,8 +3,7 @@
 use feed_worker::event::{RejectReason, Verdict};
 
 use crate::support::{
-    Body, OCCURRED_AT_MS, RECORDED_AT_MS, USER, V2, VIDEO, accepted, decoder, json, reason,
-    rejected,
+    Body, OCCURRED_AT_MS, RECORDED_AT_MS, USER, V2, VIDEO, accepted, decoder, json, reason, rejected,
 };
 
 #[test]
@@ -14,11 +13,7 @@ fn strings_are_good_from_1_to_256_bytes() {
         for (length, good) in [(0, false), (1, true), (256, true), (257, false)] {
             let value = json(&format!(r#","{field}":"{}""#, "x".repeat(length)));
             let verdict = decoder.decode(Some(&value), RECORDED_AT_MS);
-            assert_eq!(
-                matches!(verdict, Verdict::Accept(_)),
-                good,
-                "{field} {length}"
-            );
+            assert_eq!(matches!(verdict, Verdict::Accept(_)), good, "{field} {length}");
         }
     }
     // Bytes, not characters.
@@ -40,17 +35,12 @@ fn timestamps_are_good_from_2000_to_a_day_ahead() {
         (i64::MIN, false),
         (i64::MAX, false),
     ] {
-        let value = Body::framed(V2)
-            .string(USER)
-            .string(VIDEO)
-            .string("view")
-            .long(0)
-            .long(ms);
+        let value = Body::framed(V2).string(USER).string(VIDEO).string("view").long(0).long(ms);
         let value = value.raw(&[0; 7]).0;
         match decoder.decode(Some(&value), RECORDED_AT_MS) {
             Verdict::Accept(interaction) if good => assert_eq!(interaction.occurred_at_ms, ms),
             Verdict::Reject(reject) if !good => {
-                assert_eq!(reject.reason, RejectReason::BadTimestamp)
+                assert_eq!(reject.reason, RejectReason::BadTimestamp);
             }
             other => panic!("{ms}: {other:?}"),
         }
@@ -98,16 +88,10 @@ fn positions_and_numbers_in_json() {
         ("1e400", None),
     ] {
         let value = String::from_utf8(json("")).unwrap();
-        let value = value
-            .replace(&OCCURRED_AT_MS.to_string(), text)
-            .into_bytes();
+        let value = value.replace(&OCCURRED_AT_MS.to_string(), text).into_bytes();
         match expected {
             Some(ms) => assert_eq!(accepted(&mut decoder, &value).occurred_at_ms, ms),
-            None => assert_eq!(
-                reason(&mut decoder, &value),
-                RejectReason::BadTimestamp,
-                "{text}"
-            ),
+            None => assert_eq!(reason(&mut decoder, &value), RejectReason::BadTimestamp, "{text}"),
         }
     }
 }
@@ -123,11 +107,7 @@ fn the_score_is_taken_from_the_first_place_that_has_one() {
             Some(1.0),
             Some(r#"{"recommendationScore":"3","recommendation_score":"4"}"#),
         ),
-        (
-            format!(r#",{snake}:2,{camel}:1"#),
-            Some(1.0),
-            Some(r#"{"recommendation_score":"2"}"#),
-        ),
+        (format!(r#",{snake}:2,{camel}:1"#), Some(1.0), Some(r#"{"recommendation_score":"2"}"#)),
         (
             format!(r#",{camel}:null,{snake}:2,"metadata":{{{camel}:3}}"#),
             Some(2.0),
@@ -140,21 +120,13 @@ fn the_score_is_taken_from_the_first_place_that_has_one() {
             Some(3.0),
             Some(r#"{"recommendation_score":"4"}"#),
         ),
-        (
-            format!(r#","metadata":{{{snake}:"4","a":"b"}}"#),
-            Some(4.0),
-            Some(r#"{"a":"b"}"#),
-        ),
+        (format!(r#","metadata":{{{snake}:"4","a":"b"}}"#), Some(4.0), Some(r#"{"a":"b"}"#)),
         (
             format!(r#","metadata":{{{camel}:null,{snake}:4}}"#),
             Some(4.0),
             Some(r#"{"recommendationScore":"null"}"#),
         ),
-        (
-            format!(r#","metadata":{{{camel}:null}}"#),
-            None,
-            Some(r#"{"recommendationScore":"null"}"#),
-        ),
+        (format!(r#","metadata":{{{camel}:null}}"#), None, Some(r#"{"recommendationScore":"null"}"#)),
     ] {
         let value = json(&more);
         let interaction = accepted(&mut decoder, &value);
@@ -164,30 +136,12 @@ fn the_score_is_taken_from_the_first_place_that_has_one() {
     for (more, expected) in [
         (format!(r#",{camel}:"1""#), RejectReason::WrongType),
         (format!(r#",{snake}:true"#), RejectReason::WrongType),
-        (
-            format!(r#","metadata":{{{camel}:" 1"}}"#),
-            RejectReason::WrongType,
-        ),
-        (
-            format!(r#","metadata":{{{camel}:"NaN"}}"#),
-            RejectReason::WrongType,
-        ),
-        (
-            format!(r#","metadata":{{{camel}:[1]}}"#),
-            RejectReason::WrongType,
-        ),
-        (
-            format!(r#","metadata":{{{camel}:"1e999"}}"#),
-            RejectReason::OutOfRange,
-        ),
-        (
-            format!(r#",{snake}:1,{snake}:1"#),
-            RejectReason::JsonDuplicateKey,
-        ),
-        (
-            format!(r#",{snake}:1,"recommendation\u005fscore":1"#),
-            RejectReason::JsonDuplicateKey,
-        ),
+        (format!(r#","metadata":{{{camel}:" 1"}}"#), RejectReason::WrongType),
+        (format!(r#","metadata":{{{camel}:"NaN"}}"#), RejectReason::WrongType),
+        (format!(r#","metadata":{{{camel}:[1]}}"#), RejectReason::WrongType),
+        (format!(r#","metadata":{{{camel}:"1e999"}}"#), RejectReason::OutOfRange),
+        (format!(r#",{snake}:1,{snake}:1"#), RejectReason::JsonDuplicateKey),
+        (format!(r#",{snake}:1,"recommendation\u005fscore":1"#), RejectReason::JsonDuplicateKey),
     ] {
         assert_eq!(reason(&mut decoder, &json(&more)), expected, "{more}");
     }
@@ -199,15 +153,11 @@ fn nesting_in_json_is_good_to_32_levels() {
     for (levels, good) in [(31, true), (32, false), (100_000, false)] {
         for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
             let inner = if open == "[" { "" } else { "1" };
-            let value = json(&format!(
-                r#","x":{}{inner}{}"#,
-                open.repeat(levels),
-                close.repeat(levels)
-            ));
+            let value = json(&format!(r#","x":{}{inner}{}"#, open.repeat(levels), close.repeat(levels)));
             match decoder.decode(Some(&value), RECORDED_AT_MS) {
                 Verdict::Accept(_) if good => {}
                 Verdict::Reject(reject) if !good => {
-                    assert_eq!(reject.reason, RejectReason::JsonMalformed)
+                    assert_eq!(reject.reason, RejectReason::JsonMalformed);
                 }
                 other => panic!("{levels}: {other:?}"),
             }
@@ -249,15 +199,11 @@ fn duplicate_keys_are_found_at_every_level_and_only_within_one_object() {
 fn the_reason_does_not_depend_on_the_order_of_the_fields() {
     let mut decoder = decoder();
     // Two faults: the one in the field that comes first in the reader schema is told.
-    for value in [
-        r#"{"position":-1,"videoId":"x","userId":"x"}"#,
-        r#"{"userId":"x","videoId":"x","position":-1}"#,
-    ] {
+    for value in
+        [r#"{"position":-1,"videoId":"x","userId":"x"}"#, r#"{"userId":"x","videoId":"x","position":-1}"#]
+    {
         let reject = rejected(&mut decoder, value.as_bytes());
-        assert_eq!(
-            (reject.reason, reject.field),
-            (RejectReason::BadUuid, Some("userId"))
-        );
+        assert_eq!((reject.reason, reject.field), (RejectReason::BadUuid, Some("userId")));
     }
     // And one in the structure before those in values.
     let value = br#"{"userId":"x","videoId":"x"} x"#;
@@ -278,9 +224,6 @@ fn a_reject_repeats_nothing_of_the_event() {
         b"secret".to_vec(),
     ] {
         let reject = rejected(&mut decoder, &value);
-        assert!(
-            !format!("{reject} {reject:?}").contains("secret"),
-            "{reject:?}"
-        );
+        assert!(!format!("{reject} {reject:?}").contains("secret"), "{reject:?}");
     }
 }

@@ -20,11 +20,7 @@ fn metadata_has_at_most_64_entries_wherever_they_come_from() {
         (entries("k", 0..33), entries("m", 0..32), false),
         // The same keys: those inside count.
         (entries("k", 0..64), entries("k", 0..64), true),
-        (
-            entries("k", 0..0),
-            format!(r#"{},"recommendationScore":1"#, entries("m", 0..64)),
-            true,
-        ),
+        (entries("k", 0..0), format!(r#"{},"recommendationScore":1"#, entries("m", 0..64)), true),
         (entries("k", 0..500), entries("m", 0..500), false),
     ] {
         let comma = if unknown.is_empty() { "" } else { "," };
@@ -32,7 +28,7 @@ fn metadata_has_at_most_64_entries_wherever_they_come_from() {
         match decoder.decode(Some(&value), RECORDED_AT_MS) {
             Verdict::Accept(_) if good => {}
             Verdict::Reject(reject) if !good => {
-                assert_eq!(reject.reason, RejectReason::MetadataTooLarge)
+                assert_eq!(reject.reason, RejectReason::MetadataTooLarge);
             }
             other => panic!("{good}: {other:?}"),
         }
@@ -46,7 +42,7 @@ fn metadata_has_at_most_64_entries_wherever_they_come_from() {
         match decoder.decode(Some(&value), RECORDED_AT_MS) {
             Verdict::Accept(_) if good => {}
             Verdict::Reject(reject) if !good => {
-                assert_eq!(reject.reason, RejectReason::MetadataTooLarge)
+                assert_eq!(reject.reason, RejectReason::MetadataTooLarge);
             }
             other => panic!("{count}: {other:?}"),
         }
@@ -59,13 +55,7 @@ fn metadata_has_at_most_16_kib_as_canonical_text() {
     // {"k":"…"} is eight bytes and the value.
     for (length, good) in [(16_384 - 8, true), (16_384 - 7, false), (1 << 19, false)] {
         let text = "x".repeat(length);
-        let avro = Body::v2_before_metadata()
-            .long(1)
-            .long(1)
-            .string("k")
-            .string(&text)
-            .long(0)
-            .0;
+        let avro = Body::v2_before_metadata().long(1).long(1).string("k").string(&text).long(0).0;
         let json = json(&format!(r#","k":"{text}""#));
         for value in [avro, json] {
             match decoder.decode(Some(&value), RECORDED_AT_MS) {
@@ -73,7 +63,7 @@ fn metadata_has_at_most_16_kib_as_canonical_text() {
                     assert_eq!(interaction.metadata.unwrap().len(), 16_384);
                 }
                 Verdict::Reject(reject) if !good => {
-                    assert_eq!(reject.reason, RejectReason::MetadataTooLarge)
+                    assert_eq!(reject.reason, RejectReason::MetadataTooLarge);
                 }
                 other => panic!("{length}: {other:?}"),
             }
@@ -91,24 +81,18 @@ fn as_jsonb_text(pairs: &[(String, String)]) -> String {
     let mut sorted: Vec<_> = pairs.to_vec();
     sorted.sort_by(|a, b| (a.0.len(), a.0.as_bytes()).cmp(&(b.0.len(), b.0.as_bytes())));
     let quoted = |text: &str| serde_json::to_string(text).unwrap();
-    let entries: Vec<String> = sorted
-        .iter()
-        .map(|(key, value)| format!("{}: {}", quoted(key), quoted(value)))
-        .collect();
+    let entries: Vec<String> =
+        sorted.iter().map(|(key, value)| format!("{}: {}", quoted(key), quoted(value))).collect();
     format!("{{{}}}", entries.join(", "))
 }
 
 #[test]
 fn jsonb_comes_back_as_exactly_the_canonical_text() {
     let mut random = Random(3);
-    let alphabet: Vec<char> = "ab\"\\/\u{1}\u{8}\n\u{1f}\u{7f}é\u{fb33}\u{e000}😀\u{10ffff}"
-        .chars()
-        .collect();
-    let text = |random: &mut Random| -> String {
-        (0..random.below(6))
-            .map(|_| *random.pick(&alphabet))
-            .collect()
-    };
+    let alphabet: Vec<char> =
+        "ab\"\\/\u{1}\u{8}\n\u{1f}\u{7f}é\u{fb33}\u{e000}😀\u{10ffff}".chars().collect();
+    let text =
+        |random: &mut Random| -> String { (0..random.below(6)).map(|_| *random.pick(&alphabet)).collect() };
     for _ in 0..20_000 {
         let mut pairs: Vec<(String, String)> = Vec::new();
         for _ in 0..random.below(8) {
@@ -123,25 +107,13 @@ fn jsonb_comes_back_as_exactly_the_canonical_text() {
         recanonicalize(&as_jsonb_text(&pairs), &mut back).unwrap();
         assert_eq!(back, canonical);
         // Canonical means: by UTF-16 code units, and nothing else than the pairs.
-        let read: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(&canonical).unwrap();
-        let keys: Vec<Vec<u16>> = read
-            .keys()
-            .map(|key| key.encode_utf16().collect())
-            .collect();
+        let read: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&canonical).unwrap();
+        let keys: Vec<Vec<u16>> = read.keys().map(|key| key.encode_utf16().collect()).collect();
         assert!(keys.is_sorted(), "{canonical}");
         assert_eq!(read.len(), pairs.len());
         assert!(pairs.iter().all(|(key, value)| read[key] == **value));
     }
-    for text in [
-        "",
-        "{",
-        "[]",
-        "null",
-        r#"{"a":1}"#,
-        r#"{"a":"b"} x"#,
-        r#"{"a":{"b":"c"}}"#,
-    ] {
+    for text in ["", "{", "[]", "null", r#"{"a":1}"#, r#"{"a":"b"} x"#, r#"{"a":{"b":"c"}}"#] {
         let mut out = "before".to_owned();
         recanonicalize(text, &mut out).unwrap_err();
         assert_eq!(out, "before");

@@ -26,9 +26,7 @@ pub fn read_schema(name: &str) -> String {
 pub fn decoder() -> Decoder {
     let types = InteractionTypes::parse(InteractionTypes::default_text()).unwrap();
     let mut decoder = Decoder::new(types);
-    decoder
-        .add_schema(V1, &read_schema("interaction.v1.avsc"))
-        .unwrap();
+    decoder.add_schema(V1, &read_schema("interaction.v1.avsc")).unwrap();
     decoder.add_schema(V2, READER_SCHEMA_JSON).unwrap();
     decoder
 }

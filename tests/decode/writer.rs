@@ -55,21 +55,14 @@ pub enum Kind {
 
 fn branch(schema: Json, value: Kind) -> Branch {
     let fits = !matches!(value, Kind::Other(_));
-    Branch {
-        schema,
-        value,
-        fits,
-    }
+    Branch { schema, value, fits }
 }
 
 /// The types that a writer may have for a field of the reader, the reader's own first.
 fn writer_types(reader_name: &str, names: &mut Names) -> Vec<Branch> {
     match reader_name {
         "userId" | "videoId" | "eventId" => vec![
-            branch(
-                json!({"type": "string", "logicalType": "uuid"}),
-                Kind::IdUuid,
-            ),
+            branch(json!({"type": "string", "logicalType": "uuid"}), Kind::IdUuid),
             branch(json!("string"), Kind::Id),
             branch(json!("bytes"), Kind::IdBytes),
             branch(
@@ -77,14 +70,12 @@ fn writer_types(reader_name: &str, names: &mut Names) -> Vec<Branch> {
                 Kind::IdFixed,
             ),
         ],
-        "interactionType" => vec![
-            branch(json!("string"), Kind::Type(false)),
-            branch(json!("bytes"), Kind::Type(true)),
-        ],
-        "feedSessionId" | "algorithm" | "experimentVariantId" => vec![
-            branch(json!("string"), Kind::Text(false)),
-            branch(json!("bytes"), Kind::Text(true)),
-        ],
+        "interactionType" => {
+            vec![branch(json!("string"), Kind::Type(false)), branch(json!("bytes"), Kind::Type(true))]
+        }
+        "feedSessionId" | "algorithm" | "experimentVariantId" => {
+            vec![branch(json!("string"), Kind::Text(false)), branch(json!("bytes"), Kind::Text(true))]
+        }
         "watchTime" | "recommendationScore" => vec![
             branch(json!("double"), Kind::Double),
             branch(json!("float"), Kind::Float),
@@ -95,10 +86,7 @@ fn writer_types(reader_name: &str, names: &mut Names) -> Vec<Branch> {
         "timestamp" => {
             let kind = |int, logical| Kind::Timestamp { int, logical };
             vec![
-                branch(
-                    json!({"type": "long", "logicalType": "timestamp-millis"}),
-                    kind(false, true),
-                ),
+                branch(json!({"type": "long", "logicalType": "timestamp-millis"}), kind(false, true)),
                 branch(json!("long"), kind(false, false)),
                 branch(json!("int"), kind(true, false)),
             ]
@@ -110,10 +98,7 @@ fn writer_types(reader_name: &str, names: &mut Names) -> Vec<Branch> {
                     (_, true) => json!(["null", "string"]),
                     _ => json!("string"),
                 };
-                branch(
-                    json!({"type": "map", "values": values}),
-                    Kind::Map { bytes, nullable },
-                )
+                branch(json!({"type": "map", "values": values}), Kind::Map { bytes, nullable })
             })
             .into(),
         other => panic!("{other}"),
@@ -141,37 +126,19 @@ fn foreign(random: &mut Random, names: &mut Names, depth: usize) -> (Json, Value
         4 => (json!("float"), Value::Float(1.5)),
         5 => (json!("double"), Value::Double(-2.5)),
         6 => (json!("bytes"), Value::Bytes(vec![0xFF; random.below(9)])),
-        7 => (
-            json!("string"),
-            Value::String("x".repeat(random.below(200))),
-        ),
+        7 => (json!("string"), Value::String("x".repeat(random.below(200)))),
         8 => (
             json!({"type": "enum", "name": names.next(), "symbols": ["A", "B", "C"]}),
             Value::Enum(1, "B".into()),
         ),
         9 => {
             let size = random.below(4);
-            (
-                json!({"type": "fixed", "name": names.next(), "size": size}),
-                Value::Fixed(size, vec![7; size]),
-            )
+            (json!({"type": "fixed", "name": names.next(), "size": size}), Value::Fixed(size, vec![7; size]))
         }
-        10 => (
-            json!({"type": "long", "logicalType": "timestamp-micros"}),
-            Value::TimestampMicros(1),
-        ),
-        11 => (
-            json!({"type": "int", "logicalType": "date"}),
-            Value::Date(20_000),
-        ),
-        12 => (
-            json!({"type": "int", "logicalType": "time-millis"}),
-            Value::TimeMillis(1),
-        ),
-        13 => (
-            json!({"type": "string", "logicalType": "uuid"}),
-            Value::Uuid(USER.parse().unwrap()),
-        ),
+        10 => (json!({"type": "long", "logicalType": "timestamp-micros"}), Value::TimestampMicros(1)),
+        11 => (json!({"type": "int", "logicalType": "date"}), Value::Date(20_000)),
+        12 => (json!({"type": "int", "logicalType": "time-millis"}), Value::TimeMillis(1)),
+        13 => (json!({"type": "string", "logicalType": "uuid"}), Value::Uuid(USER.parse().unwrap())),
         14 => {
             // A list that refers to itself.
             let name = names.next();
@@ -182,34 +149,23 @@ fn foreign(random: &mut Random, names: &mut Names, depth: usize) -> (Json, Value
                 let fields = vec![("next".into(), list), ("n".into(), Value::Int(n as i32))];
                 list = Value::Union(1, Box::new(Value::Record(fields)));
             }
-            let Value::Union(_, record) = list else {
-                unreachable!()
-            };
+            let Value::Union(_, record) = list else { unreachable!() };
             (schema, *record)
         }
         15 | 16 => {
             let (items, value) = foreign(random, names, depth - 1);
             let values = vec![value; random.below(4)];
-            (
-                json!({"type": "array", "items": items}),
-                Value::Array(values),
-            )
+            (json!({"type": "array", "items": items}), Value::Array(values))
         }
         17 => {
             let (values, value) = foreign(random, names, depth - 1);
             let entries = (0..random.below(4)).map(|n| (format!("k{n}"), value.clone()));
-            (
-                json!({"type": "map", "values": values}),
-                Value::Map(entries.collect()),
-            )
+            (json!({"type": "map", "values": values}), Value::Map(entries.collect()))
         }
         18 => {
             let (schema, value) = foreign(random, names, depth - 1);
             if schema == json!("null") || schema.is_array() {
-                return (
-                    json!(["null", "int"]),
-                    Value::Union(1, Box::new(Value::Int(1))),
-                );
+                return (json!(["null", "int"]), Value::Union(1, Box::new(Value::Int(1))));
             }
             let branch = if random.one_in(2) {
                 Value::Union(1, Box::new(value))
@@ -227,10 +183,7 @@ fn foreign(random: &mut Random, names: &mut Names, depth: usize) -> (Json, Value
                     (json!({"name": name, "type": schema}), (name, value))
                 })
                 .unzip();
-            (
-                json!({"type": "record", "name": name, "fields": schemas}),
-                Value::Record(values),
-            )
+            (json!({"type": "record", "name": name, "fields": schemas}), Value::Record(values))
         }
     }
 }
@@ -270,16 +223,8 @@ pub fn generate(random: &mut Random) -> Vec<Field> {
             random.shuffle(&mut branches);
         }
         let is_aliased = reader_name == "recommendationScore" && random.one_in(3);
-        let name = if is_aliased {
-            "recommendation_score"
-        } else {
-            reader_name
-        };
-        fields.push(Field {
-            name: name.into(),
-            reader_name: Some(reader_name),
-            branches,
-        });
+        let name = if is_aliased { "recommendation_score" } else { reader_name };
+        fields.push(Field { name: name.into(), reader_name: Some(reader_name), branches });
     }
     for n in 0..random.below(5) {
         let (schema, value) = foreign(random, &mut names, 3);
@@ -317,11 +262,7 @@ fn value_of(kind: &Kind, random: &mut Random) -> Value {
     let uuid: uuid::Uuid = id.parse().unwrap();
     let texts = ["a", "größer", "line\nbreak \"quoted\" \\ \u{1F600}", "x-1"];
     let text_or_bytes = |text: &str, bytes: bool| {
-        if bytes {
-            Value::Bytes(text.into())
-        } else {
-            Value::String(text.into())
-        }
+        if bytes { Value::Bytes(text.into()) } else { Value::String(text.into()) }
     };
     match kind {
         Kind::Null => Value::Null,
@@ -344,11 +285,7 @@ fn value_of(kind: &Kind, random: &mut Random) -> Value {
         Kind::Timestamp { int: true, .. } => Value::Int(random.next() as i32),
         Kind::Timestamp { logical, .. } => {
             let ms = OCCURRED_AT_MS - random.below(1_000_000_000) as i64;
-            if *logical {
-                Value::TimestampMillis(ms)
-            } else {
-                Value::Long(ms)
-            }
+            if *logical { Value::TimestampMillis(ms) } else { Value::Long(ms) }
         }
         Kind::Map { bytes, nullable } => {
             let entries = (0..random.below(6)).map(|n| {

@@ -55,11 +55,7 @@ impl<'v> Cursor<'v> {
     }
 
     pub fn end(&self) -> Taken<()> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(Fault::TrailingBytes)
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(Fault::TrailingBytes) }
     }
 
     /// A zigzag varint of at most 64 bits, in as few bytes as it needs.
@@ -129,10 +125,7 @@ impl<'v> Cursor<'v> {
     #[inline]
     pub fn bytes(&mut self) -> Taken<&'v [u8]> {
         let length = self.length()?;
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or(Fault::LengthPastEnd)?;
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Fault::LengthPastEnd)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -164,11 +157,7 @@ impl<'v> Cursor<'v> {
                 return Ok(());
             }
             // A negative count is followed by the size of the block in bytes.
-            let size = if count < 0 {
-                Some(self.length()?)
-            } else {
-                None
-            };
+            let size = if count < 0 { Some(self.length()?) } else { None };
             let before = self.left();
             if !items_are_empty {
                 let count = usize::try_from(count.unsigned_abs()).unwrap_or(usize::MAX);

@@ -35,7 +35,8 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) enum Read {
     Text,
-    Uuid,
+    UuidText,
+    UuidBytes,
     Int,
     Long,
     Float,
@@ -62,18 +63,12 @@ pub(in super::super) fn compile(writer_schema_json: &str) -> Result<Plan, Schema
     let schema = Schema::parse_str(writer_schema_json)
         .map_err(|error| SchemaRefused::new(format!("not an Avro schema: {error}")))?;
     let Schema::Record(record) = &schema else {
-        return Err(SchemaRefused::new(format!(
-            "a record is wanted, this is {}",
-            type_name(&schema)
-        )));
+        return Err(SchemaRefused::new(format!("a record is wanted, this is {}", type_name(&schema))));
     };
     let mut compiler = Compiler::default();
     compiler.define(&schema)?;
     let steps = compiler.steps(record)?;
-    Ok(Plan {
-        steps,
-        named: compiler.named.into(),
-    })
+    Ok(Plan { steps, named: compiler.named.into() })
 }
 
 #[derive(Default)]
@@ -93,16 +88,10 @@ impl<'s> Compiler<'s> {
         if let Some(name) = defined_name(schema)
             && self.definitions.insert(name.clone(), schema).is_some()
         {
-            return Err(SchemaRefused::new(format!(
-                "type {} is defined twice",
-                name.fullname(None)
-            )));
+            return Err(SchemaRefused::new(format!("type {} is defined twice", name.fullname(None))));
         }
         match schema {
-            Schema::Record(record) => record
-                .fields
-                .iter()
-                .try_for_each(|field| self.define(&field.schema)),
+            Schema::Record(record) => record.fields.iter().try_for_each(|field| self.define(&field.schema)),
             Schema::Union(union) => union.variants().iter().try_for_each(|v| self.define(v)),
             Schema::Array(array) => self.define(&array.items),
             Schema::Map(map) => self.define(&map.types),
@@ -111,10 +100,8 @@ impl<'s> Compiler<'s> {
     }
 
     fn steps(&mut self, record: &'s RecordSchema) -> Result<Box<[Step]>, SchemaRefused> {
-        let sources: Vec<(Field, Option<&str>)> = Field::ALL
-            .into_iter()
-            .map(|field| (field, source_of(field, record)))
-            .collect();
+        let sources: Vec<(Field, Option<&str>)> =
+            Field::ALL.into_iter().map(|field| (field, source_of(field, record))).collect();
         for (field, source) in &sources {
             if source.is_none() && field.is_required() {
                 return Err(SchemaRefused::new(format!(
@@ -127,9 +114,7 @@ impl<'s> Compiler<'s> {
             .fields
             .iter()
             .map(|sent| {
-                let target = sources
-                    .iter()
-                    .find(|(_, source)| *source == Some(&*sent.name));
+                let target = sources.iter().find(|(_, source)| *source == Some(&*sent.name));
                 match target {
                     Some((field, _)) => self.step(*field, &sent.schema),
                     None => Ok(Step::Skip(self.skip(&sent.schema)?)),
@@ -162,11 +147,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    fn branches(
-        &mut self,
-        wanted: Wanted,
-        variants: &'s [Schema],
-    ) -> Result<Box<[Branch]>, SchemaRefused> {
+    fn branches(&mut self, wanted: Wanted, variants: &'s [Schema]) -> Result<Box<[Branch]>, SchemaRefused> {
         variants
             .iter()
             .map(|variant| {
@@ -185,8 +166,9 @@ impl<'s> Compiler<'s> {
     /// How the reader takes this type, if it does.
     fn read(&mut self, wanted: Wanted, sent: &'s Schema) -> Result<Option<Read>, SchemaRefused> {
         Ok(match (wanted, sent) {
-            (Wanted::String | Wanted::Uuid, sent) if is_text(sent) => Some(Read::Text),
-            (Wanted::Uuid, Schema::Uuid(UuidSchema::Fixed(_))) => Some(Read::Uuid),
+            (Wanted::String, sent) if is_text(sent) => Some(Read::Text),
+            (Wanted::Uuid, sent) if is_text(sent) => Some(Read::UuidText),
+            (Wanted::Uuid, Schema::Uuid(UuidSchema::Fixed(_))) => Some(Read::UuidBytes),
             (Wanted::Int | Wanted::Double, Schema::Int) => Some(Read::Int),
             (Wanted::Double, Schema::Long) => Some(Read::Long),
             (Wanted::Double, Schema::Float) => Some(Read::Float),
@@ -231,9 +213,9 @@ impl<'s> Compiler<'s> {
             Schema::Double => Skip::Fixed(8),
             Schema::Bytes | Schema::BigDecimal | Schema::Uuid(UuidSchema::Bytes) => Skip::Bytes,
             Schema::String | Schema::Uuid(UuidSchema::String) => Skip::String,
-            Schema::Fixed(fixed)
-            | Schema::Duration(fixed)
-            | Schema::Uuid(UuidSchema::Fixed(fixed)) => Skip::Fixed(fixed.size),
+            Schema::Fixed(fixed) | Schema::Duration(fixed) | Schema::Uuid(UuidSchema::Fixed(fixed)) => {
+                Skip::Fixed(fixed.size)
+            }
             Schema::Decimal(decimal) => match &decimal.inner {
                 InnerDecimalSchema::Bytes => Skip::Bytes,
                 InnerDecimalSchema::Fixed(fixed) => Skip::Fixed(fixed.size),
@@ -249,10 +231,7 @@ impl<'s> Compiler<'s> {
         })
     }
 
-    fn skip_all(
-        &mut self,
-        schemas: impl Iterator<Item = &'s Schema>,
-    ) -> Result<Box<[Skip]>, SchemaRefused> {
+    fn skip_all(&mut self, schemas: impl Iterator<Item = &'s Schema>) -> Result<Box<[Skip]>, SchemaRefused> {
         schemas.map(|schema| self.skip(schema)).collect()
     }
 
@@ -274,9 +253,10 @@ impl<'s> Compiler<'s> {
     }
 
     fn definition(&self, name: &Name) -> Result<&'s Schema, SchemaRefused> {
-        self.definitions.get(name).copied().ok_or_else(|| {
-            SchemaRefused::new(format!("type {} is not defined", name.fullname(None)))
-        })
+        self.definitions
+            .get(name)
+            .copied()
+            .ok_or_else(|| SchemaRefused::new(format!("type {} is not defined", name.fullname(None))))
     }
 
     fn follow(&self, schema: &'s Schema) -> Result<&'s Schema, SchemaRefused> {
@@ -318,9 +298,7 @@ impl<'s> Compiler<'s> {
         compile: impl FnOnce(&mut Self) -> Result<T, SchemaRefused>,
     ) -> Result<T, SchemaRefused> {
         if self.depth >= SCHEMA_DEPTH_MAX {
-            return Err(SchemaRefused::new(format!(
-                "types are nested more than {SCHEMA_DEPTH_MAX} deep"
-            )));
+            return Err(SchemaRefused::new(format!("types are nested more than {SCHEMA_DEPTH_MAX} deep")));
         }
         self.depth += 1;
         let compiled = compile(self);

@@ -2,11 +2,14 @@
 
 use std::mem;
 
+use uuid::Uuid;
+
 use super::super::Scratch;
 use super::super::interaction::{Checks, Interaction};
 use super::super::metadata::{self, ENTRIES_MAX, Entry};
 use super::super::raw::{Field, Raw, RawEvent, RawMetadata};
 use super::super::reject::{Reject, RejectReason};
+use super::super::uuid_text;
 use super::cursor::{Cursor, Fault, Taken};
 use super::plan::{Branch, Plan, Read, Step};
 use super::skip::Skip;
@@ -53,15 +56,11 @@ impl<'v> Run<'_, 'v> {
     fn steps(&mut self, steps: &[Step]) -> Result<(), (Fault, Option<Field>)> {
         for step in steps {
             match step {
-                Step::Read(field, read) => {
-                    self.read(*field, read).map_err(|f| (f, Some(*field)))?
+                Step::Read(field, read) => self.read(*field, read).map_err(|f| (f, Some(*field)))?,
+                Step::Branches(field, branches) => {
+                    self.branches(*field, branches).map_err(|f| (f, Some(*field)))?;
                 }
-                Step::Branches(field, branches) => self
-                    .branches(*field, branches)
-                    .map_err(|f| (f, Some(*field)))?,
-                Step::Skip(skip) => skip
-                    .run(&mut self.cursor, self.named)
-                    .map_err(|f| (f, None))?,
+                Step::Skip(skip) => skip.run(&mut self.cursor, self.named).map_err(|f| (f, None))?,
             }
         }
         self.cursor.end().map_err(|fault| (fault, None))
@@ -83,7 +82,15 @@ impl<'v> Run<'_, 'v> {
     fn read(&mut self, field: Field, read: &Read) -> Taken<()> {
         let raw = match read {
             Read::Text => Raw::Text(self.cursor.string()?),
-            Read::Uuid => Raw::Uuid(self.cursor.array()?),
+            Read::UuidText => {
+                let text = self.cursor.bytes()?;
+                match uuid_text::parse(text) {
+                    Some(uuid) => Raw::Uuid(uuid),
+                    // The rules say what is wrong with it, unless it is no text at all.
+                    None => Raw::Text(std::str::from_utf8(text).map_err(|_| Fault::BadUtf8)?),
+                }
+            }
+            Read::UuidBytes => Raw::Uuid(Uuid::from_bytes(self.cursor.array()?)),
             Read::Int => Raw::Integer(i64::from(self.cursor.int()?)),
             Read::Long => Raw::Integer(self.cursor.long()?),
             Read::Float => Raw::Double(f64::from(self.cursor.float()?)),
@@ -97,12 +104,7 @@ impl<'v> Run<'_, 'v> {
 
     /// Reads the metadata; its values are text, or what `branches` say.
     fn map(&mut self, branches: Option<&[Branch]>) -> Taken<()> {
-        let Self {
-            cursor,
-            named,
-            raw,
-            entries,
-        } = self;
+        let Self { cursor, named, raw, entries } = self;
         raw.metadata = RawMetadata::Entries;
         cursor.blocks(false, |cursor| {
             let key = cursor.string()?;

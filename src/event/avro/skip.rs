@@ -57,9 +57,7 @@ impl Skip {
                 cursor.string()?;
                 value.step(cursor, named, depth)
             }),
-            Self::Record(fields) => fields
-                .iter()
-                .try_for_each(|field| field.step(cursor, named, depth)),
+            Self::Record(fields) => fields.iter().try_for_each(|field| field.step(cursor, named, depth)),
             Self::Named(index) => match named.get(*index) {
                 Some(skip) => skip.step(cursor, named, depth),
                 None => Err(Fault::TooDeep),

@@ -6,10 +6,7 @@ use apache_avro::schema::{InnerDecimalSchema, Name, UuidSchema};
 use super::super::raw::Wanted;
 
 pub(super) fn is_text(schema: &Schema) -> bool {
-    matches!(
-        schema,
-        Schema::String | Schema::Bytes | Schema::Uuid(UuidSchema::String)
-    )
+    matches!(schema, Schema::String | Schema::Bytes | Schema::Uuid(UuidSchema::String))
 }
 
 pub(super) fn defined_name(schema: &Schema) -> Option<&Name> {

@@ -96,16 +96,11 @@ impl<'v> Sent<'v> {
     /// Reads the text to its end.
     fn read(&mut self, scanner: &mut Scanner<'v>) -> Result<(), Reject> {
         let mut known = None;
-        self.read_object(scanner, &mut known)
-            .map_err(|fault| refused(fault, scanner.position(), known))
+        self.read_object(scanner, &mut known).map_err(|fault| refused(fault, scanner.position(), known))
     }
 
     /// `known` is left at the field that was last met, if the key was one.
-    fn read_object(
-        &mut self,
-        scanner: &mut Scanner<'v>,
-        known: &mut Option<Field>,
-    ) -> Result<(), Fault> {
+    fn read_object(&mut self, scanner: &mut Scanner<'v>, known: &mut Option<Field>) -> Result<(), Fault> {
         scanner.open_object()?;
         let mut is_first = true;
         while let Some(key) = scanner.key(is_first)? {
@@ -202,10 +197,7 @@ impl<'v> Sent<'v> {
 
     /// Finds the score in the first of its places, and takes it out of there.
     fn settle_score(&mut self, raw: &mut RawEvent<'v>) -> Result<(), Reject> {
-        let snake_case = self
-            .score_snake_case
-            .take()
-            .filter(|token| token.kind != Kind::Null);
+        let snake_case = self.score_snake_case.take().filter(|token| token.kind != Kind::Null);
         if raw.recommendation_score != Raw::Absent {
             if let Some(value) = snake_case {
                 let kind = Kind::String;
@@ -242,10 +234,7 @@ fn field_of_key(key: &Token<'_>) -> Option<Field> {
 }
 
 /// Reads the object that is `metadata`; the token says no more than that it was one.
-fn read_entries<'v>(
-    scanner: &mut Scanner<'v>,
-    entries: &mut Vec<Pair<'v>>,
-) -> Result<Token<'v>, Fault> {
+fn read_entries<'v>(scanner: &mut Scanner<'v>, entries: &mut Vec<Pair<'v>>) -> Result<Token<'v>, Fault> {
     // A second `metadata` is found to be a duplicate after its entries: they must not mix.
     entries.clear();
     scanner.open_object()?;
@@ -255,10 +244,7 @@ fn read_entries<'v>(
         let value = scanner.value(2)?;
         push_entry(entries, key, value)?;
     }
-    Ok(Token {
-        kind: Kind::Object,
-        text: "",
-    })
+    Ok(Token { kind: Kind::Object, text: "" })
 }
 
 fn put_once<'v>(slot: Option<&mut Option<Token<'v>>>, value: Token<'v>) -> Result<(), Fault> {
@@ -272,11 +258,7 @@ fn put_once<'v>(slot: Option<&mut Option<Token<'v>>>, value: Token<'v>) -> Resul
 }
 
 /// The comparison with all keys so far is bounded by [`KEYS_MAX`].
-fn push_entry<'v>(
-    entries: &mut Vec<Pair<'v>>,
-    key: Token<'v>,
-    value: Token<'v>,
-) -> Result<(), Fault> {
+fn push_entry<'v>(entries: &mut Vec<Pair<'v>>, key: Token<'v>, value: Token<'v>) -> Result<(), Fault> {
     if entries.iter().any(|(known, _)| known.same(&key)) {
         return Err(Fault::DuplicateKey);
     }
@@ -304,8 +286,8 @@ fn refused(fault: Fault, position: usize, known: Option<Field>) -> Reject {
             Reject::new(RejectReason::JsonMalformed).detail(format!("{what} at byte {position}"))
         }
         Fault::DuplicateKey => {
-            let reject = Reject::new(RejectReason::JsonDuplicateKey)
-                .detail(format!("before byte {position}"));
+            let reject =
+                Reject::new(RejectReason::JsonDuplicateKey).detail(format!("before byte {position}"));
             match known {
                 Some(field) => reject.field(field.name()),
                 None => reject,
@@ -323,8 +305,5 @@ fn recycle_tokens(mut tokens: Vec<Token<'_>>) -> Vec<Token<'static>> {
 
 fn recycle_pairs(mut pairs: Vec<Pair<'_>>) -> Vec<Pair<'static>> {
     pairs.clear();
-    pairs
-        .into_iter()
-        .map(|_| (Token::NULL, Token::NULL))
-        .collect()
+    pairs.into_iter().map(|_| (Token::NULL, Token::NULL)).collect()
 }

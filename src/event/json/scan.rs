@@ -32,11 +32,7 @@ pub struct Scanner<'v> {
 impl<'v> Scanner<'v> {
     /// `keys` is an empty buffer to work with.
     pub fn new(text: &'v str, keys: Vec<Token<'v>>) -> Self {
-        Self {
-            text,
-            position: 0,
-            keys,
-        }
+        Self { text, position: 0, keys }
     }
 
     pub fn into_keys(self) -> Vec<Token<'v>> {
@@ -174,10 +170,7 @@ impl<'v> Scanner<'v> {
         let mut kind = Kind::String;
         loop {
             let rest = self.rest();
-            let Some(plain) = rest
-                .iter()
-                .position(|&b| b == b'"' || b == b'\\' || b < 0x20)
-            else {
+            let Some(plain) = rest.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20) else {
                 return Err(Fault::Malformed("a string has no end"));
             };
             self.position += plain;
@@ -259,10 +252,7 @@ impl<'v> Scanner<'v> {
 
     fn digits(&mut self, what: &'static str) -> Scanned<()> {
         let rest = self.rest();
-        let count = rest
-            .iter()
-            .position(|b| !b.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let count = rest.iter().position(|b| !b.is_ascii_digit()).unwrap_or(rest.len());
         self.position += count;
         if count == 0 {
             return Err(Fault::Malformed(what));
@@ -297,10 +287,7 @@ impl<'v> Scanner<'v> {
     }
 
     fn rest(&self) -> &'v [u8] {
-        self.text
-            .as_bytes()
-            .get(self.position..)
-            .unwrap_or_default()
+        self.text.as_bytes().get(self.position..).unwrap_or_default()
     }
 
     /// Both ends are next to ASCII, so this is never empty for want of a character's boundary.

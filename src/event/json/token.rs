@@ -24,10 +24,7 @@ pub struct Token<'v> {
 }
 
 impl<'v> Token<'v> {
-    pub const NULL: Token<'static> = Token {
-        kind: Kind::Null,
-        text: "null",
-    };
+    pub const NULL: Token<'static> = Token { kind: Kind::Null, text: "null" };
 
     pub fn is_string(&self) -> bool {
         matches!(self.kind, Kind::String | Kind::Escaped)
@@ -79,9 +76,7 @@ pub struct Unescaped<'v>(std::str::Chars<'v>, bool);
 impl Unescaped<'_> {
     fn hex4(&mut self) -> u32 {
         let mut digits = self.0.by_ref().take(4);
-        digits
-            .try_fold(0, |value, c| Some(value * 16 + c.to_digit(16)?))
-            .unwrap_or(0)
+        digits.try_fold(0, |value, c| Some(value * 16 + c.to_digit(16)?)).unwrap_or(0)
     }
 }
 
