@@ -1,5 +1,7 @@
 //! Arguments → configuration → telemetry → command → exit code.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

@@ -83,7 +83,7 @@ pub fn partitions(
         .topics()
         .iter()
         .filter(|t| t.name() == topic)
-        .flat_map(|t| t.partitions().iter().map(|p| p.id()))
+        .flat_map(|t| t.partitions().iter().map(rdkafka::metadata::MetadataPartition::id))
         .collect();
     partitions.sort_unstable();
     Ok(partitions)

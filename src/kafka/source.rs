@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -142,11 +142,7 @@ struct Poller {
 
 impl Poller {
     fn run(mut self) {
-        loop {
-            match self.obey() {
-                Flow::GoOn => {}
-                Flow::End => break,
-            }
+        while let Flow::GoOn = self.obey() {
             if self.has_room() {
                 self.fill_chunk();
             } else {
@@ -280,25 +276,23 @@ impl Poller {
 
     /// Takes one event from the client; true = a record was added to the chunk.
     fn poll_once(&mut self, wait: Duration) -> bool {
-        let polled = match self.consumer.poll(wait) {
+        let error = match self.consumer.poll(wait) {
             None => return self.close_chunk_of_old_assignment(),
-            Some(Ok(message)) => Ok(Self::take(
-                &mut self.chunk,
-                &self.events,
-                &self.outstanding,
-                self.consumer.context().assignment(),
-                &mut self.next,
-                &message,
-            )),
-            Some(Err(error)) => Err(error),
-        };
-        match polled {
-            Ok(()) => true,
-            Err(error) => {
-                self.on_error(&error);
-                false
+            Some(Ok(message)) => {
+                Self::take(
+                    &mut self.chunk,
+                    &self.events,
+                    &self.outstanding,
+                    self.consumer.context().assignment(),
+                    &mut self.next,
+                    &message,
+                );
+                return true;
             }
-        }
+            Some(Err(error)) => error,
+        };
+        self.on_error(&error);
+        false
     }
 
     /// A rebalance ran inside the poll: what was gathered before it belongs to the old assignment.
@@ -439,8 +433,5 @@ pub(super) fn offsets(topic: &str, frontiers: &[(i32, i64)]) -> TopicPartitionLi
 
 /// Waits for the pipeline's answer to a rebalance.
 pub(super) fn wait_for<T>(answer: &Receiver<T>, deadline: Duration) -> Option<T> {
-    match answer.recv_timeout(deadline) {
-        Ok(answer) => Some(answer),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    answer.recv_timeout(deadline).ok()
 }

@@ -64,7 +64,7 @@ pub fn copy_in_statement() -> String {
 
 /// The SQLSTATE of an error that Postgres reported; none for everything else.
 pub fn sqlstate(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned())
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned)
 }
 
 /// SQL for a day (days since 1970-01-01) bound as parameter `n`.

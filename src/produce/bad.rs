@@ -136,7 +136,7 @@ fn write_malformed_avro(
     let Some(schemas) = schemas else { return };
     avro::write_framing(schemas.current_id, value);
     schemas.current.encode(event, value);
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         value.truncate(5 + (value.len() - 5) / 2);
     } else {
         value.extend_from_slice(b"\x00trailing");

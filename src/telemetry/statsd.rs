@@ -135,7 +135,7 @@ impl Sender {
         match connect(&self.addr) {
             Ok(target) => self.target = Some(target),
             Err(error) => {
-                tracing::warn!(addr = self.addr, %error, "statsd agent not found, metrics are dropped")
+                tracing::warn!(addr = self.addr, %error, "statsd agent not found, metrics are dropped");
             }
         }
         self.resolved_at = Some(Instant::now());
