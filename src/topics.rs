@@ -111,10 +111,7 @@ struct Difference {
 impl Contract {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| {
-            format!(
-                "reading {}: run this in the repository, or say --file",
-                path.display()
-            )
+            format!("reading {}: run this in the repository, or say --file", path.display())
         })?;
         Self::parse(&text).with_context(|| path.display().to_string())
     }
@@ -123,25 +120,14 @@ impl Contract {
     /// environment.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let contract: Self = serde_yaml::from_str(text)?;
-        ensure!(
-            contract.version == 1,
-            "version {} is not known here",
-            contract.version
-        );
+        ensure!(contract.version == 1, "version {} is not known here", contract.version);
         let mut names = BTreeSet::new();
         for topic in &contract.topics {
-            ensure!(
-                names.insert(&topic.name),
-                "topic {} stands there twice",
-                topic.name
-            );
+            ensure!(names.insert(&topic.name), "topic {} stands there twice", topic.name);
         }
         for (environment, overrides) in &contract.environments {
             for name in overrides.topics.keys() {
-                ensure!(
-                    names.contains(name),
-                    "environment {environment}: there is no topic {name}"
-                );
+                ensure!(names.contains(name), "environment {environment}: there is no topic {name}");
             }
             check(&contract.topics(Some(environment))?)
                 .with_context(|| format!("environment {environment}"))?;
@@ -159,11 +145,7 @@ impl Contract {
             let known: Vec<_> = self.environments.keys().map(String::as_str).collect();
             bail!("there is no environment {name}, only {}", known.join(", "));
         };
-        Ok(self
-            .topics
-            .iter()
-            .map(|topic| overrides.apply(topic))
-            .collect())
+        Ok(self.topics.iter().map(|topic| overrides.apply(topic)).collect())
     }
 }
 
@@ -172,10 +154,7 @@ impl Environment {
         let mut topic = topic.clone();
         let own = self.topics.get(&topic.name).cloned().unwrap_or_default();
         topic.partitions = own.partitions.unwrap_or(topic.partitions);
-        topic.replication = own
-            .replication
-            .or(self.replication)
-            .unwrap_or(topic.replication);
+        topic.replication = own.replication.or(self.replication).unwrap_or(topic.replication);
         topic.config.extend(self.config.clone());
         topic.config.extend(own.config);
         topic
@@ -196,16 +175,8 @@ impl Topic {
 fn check(topics: &[Topic]) -> anyhow::Result<()> {
     for topic in topics {
         let name = &topic.name;
-        ensure!(
-            topic.partitions > 0,
-            "topic {name}: {} partitions",
-            topic.partitions
-        );
-        ensure!(
-            topic.replication > 0,
-            "topic {name}: replication {}",
-            topic.replication
-        );
+        ensure!(topic.partitions > 0, "topic {name}: {} partitions", topic.partitions);
+        ensure!(topic.replication > 0, "topic {name}: replication {}", topic.replication);
         if let Some(in_sync) = topic.number("min.insync.replicas")? {
             ensure!(
                 in_sync <= i64::from(topic.replication),
@@ -217,25 +188,14 @@ fn check(topics: &[Topic]) -> anyhow::Result<()> {
             continue;
         };
         let source = topics.iter().find(|other| other.name == *source);
-        let source =
-            source.with_context(|| format!("topic {name}: dead_letters_of no topic here"))?;
-        let (kept, source_kept) = (
-            topic.number("retention.ms")?,
-            source.number("retention.ms")?,
-        );
+        let source = source.with_context(|| format!("topic {name}: dead_letters_of no topic here"))?;
+        let (kept, source_kept) = (topic.number("retention.ms")?, source.number("retention.ms")?);
         let outlives = match (kept, source_kept) {
             (Some(kept), Some(source_kept)) => is_longer(kept, source_kept),
             (None, None) => false,
-            _ => bail!(
-                "topic {name}: say retention.ms here and for {}",
-                source.name
-            ),
+            _ => bail!("topic {name}: say retention.ms here and for {}", source.name),
         };
-        ensure!(
-            !outlives,
-            "topic {name}: keeps records longer than {}",
-            source.name
-        );
+        ensure!(!outlives, "topic {name}: keeps records longer than {}", source.name);
     }
     Ok(())
 }
@@ -264,10 +224,7 @@ mod tests {
         assert_eq!((source.partitions, source.replication), (6, 3));
         assert_eq!(source.key.field, "userId");
         let setting = |topic: &Topic, key: &str| topic.config[key].0.clone();
-        assert_eq!(
-            setting(source, "retention.ms"),
-            (7 * 86_400_000).to_string()
-        );
+        assert_eq!(setting(source, "retention.ms"), (7 * 86_400_000).to_string());
         assert_eq!(setting(source, "message.timestamp.type"), "LogAppendTime");
         assert_eq!(setting(source, "min.insync.replicas"), "2");
         let dlq = &topics[1];
@@ -279,20 +236,14 @@ mod tests {
     #[test]
     fn an_environment_overrides_what_it_names_and_nothing_else() {
         let contract = Contract::parse(COMMITTED).unwrap();
-        assert_eq!(
-            contract.topics(Some("production")).unwrap(),
-            contract.topics(None).unwrap()
-        );
+        assert_eq!(contract.topics(Some("production")).unwrap(), contract.topics(None).unwrap());
         for topic in contract.topics(Some("local")).unwrap() {
             assert_eq!((topic.partitions, topic.replication), (6, 1));
             assert_eq!(topic.config["min.insync.replicas"], Setting("1".to_owned()));
             assert!(topic.config.contains_key("message.timestamp.type"));
         }
         let unknown = contract.topics(Some("moon")).unwrap_err().to_string();
-        assert!(
-            unknown.contains("moon") && unknown.contains("local, production"),
-            "{unknown}"
-        );
+        assert!(unknown.contains("moon") && unknown.contains("local, production"), "{unknown}");
     }
 
     #[test]
@@ -300,10 +251,7 @@ mod tests {
         for (from, to) in [
             ("version: 1", "version: 1\nversoin: 1"),
             ("    partitions: 6", "    partitions: 6\n    partions: 6"),
-            (
-                "      field: userId",
-                "      field: userId\n      feild: userId",
-            ),
+            ("      field: userId", "      field: userId\n      feild: userId"),
             ("      formats:", "      fromats: []\n      formats:"),
             ("    replication: 1", "    replication: 1\n    replicas: 1"),
         ] {
@@ -319,37 +267,13 @@ mod tests {
         for (from, to, part) in [
             ("version: 1", "version: 2", "version 2"),
             ("partitions: 6", "partitions: 0", "0 partitions"),
-            (
-                "min.insync.replicas: 2",
-                "min.insync.replicas: 4",
-                "cannot be met",
-            ),
-            (
-                "min.insync.replicas: 2",
-                "min.insync.replicas: two",
-                "is two",
-            ),
-            (
-                "retention.ms: 604800000",
-                "retention.ms: 3600000",
-                "longer than",
-            ),
+            ("min.insync.replicas: 2", "min.insync.replicas: 4", "cannot be met"),
+            ("min.insync.replicas: 2", "min.insync.replicas: two", "is two"),
+            ("retention.ms: 604800000", "retention.ms: 3600000", "longer than"),
             ("FULL_TRANSITIVE", "SIDEWAYS", "SIDEWAYS"),
-            (
-                "name: feed.interactions.v1.dlq",
-                "name: feed.interactions.v1",
-                "twice",
-            ),
-            (
-                "dead_letters_of: feed.interactions.v1",
-                "dead_letters_of: x",
-                "no topic here",
-            ),
-            (
-                "    config:\n      min.insync.replicas: 1",
-                "",
-                "environment local",
-            ),
+            ("name: feed.interactions.v1.dlq", "name: feed.interactions.v1", "twice"),
+            ("dead_letters_of: feed.interactions.v1", "dead_letters_of: x", "no topic here"),
+            ("    config:\n      min.insync.replicas: 1", "", "environment local"),
         ] {
             let text = COMMITTED.replacen(from, to, 1);
             assert_ne!(text, COMMITTED, "{from}");

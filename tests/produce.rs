@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
-use feed_worker::produce::{
-    AvroSchemas, BadKind, Encoding, Generator, Record, Settings, generator, schemas,
-};
+use feed_worker::event::{Decoder, InteractionTypes, RejectReason, Verdict};
+use feed_worker::produce::{AvroSchemas, BadKind, Encoding, Generator, Record, Settings, generator, schemas};
 
 const NOW_MS: i64 = 1_800_000_000_000;
 
@@ -14,13 +13,7 @@ fn registered() -> AvroSchemas {
 }
 
 fn settings() -> Settings {
-    Settings {
-        users: 1000,
-        videos: 500,
-        tastes: 20,
-        bad_share: 0.01,
-        ..Settings::default()
-    }
+    Settings { users: 1000, videos: 500, tastes: 20, bad_share: 0.01, ..Settings::default() }
 }
 
 fn records(settings: Settings, now_ms: i64, indexes: impl Iterator<Item = u64>) -> Vec<Record> {
@@ -35,10 +28,7 @@ fn records(settings: Settings, now_ms: i64, indexes: impl Iterator<Item = u64>) 
 }
 
 fn bytes(records: &[Record]) -> Vec<(String, Option<Vec<u8>>)> {
-    records
-        .iter()
-        .map(|r| (r.key.clone(), r.value().map(<[u8]>::to_vec)))
-        .collect()
+    records.iter().map(|r| (r.key.clone(), r.value().map(<[u8]>::to_vec))).collect()
 }
 
 #[test]
@@ -47,23 +37,9 @@ fn an_event_depends_on_seed_and_index_only() {
     let mut backwards = bytes(&records(settings(), NOW_MS, (0..3000).rev()));
     backwards.reverse();
     assert!(forwards == backwards);
-    let other_seed = bytes(&records(
-        Settings {
-            seed: 2,
-            ..settings()
-        },
-        NOW_MS,
-        0..3000,
-    ));
-    let same = forwards
-        .iter()
-        .zip(&other_seed)
-        .filter(|(a, b)| a == b)
-        .count();
-    assert!(
-        same < 100,
-        "{same} of 3000 events are those of another seed"
-    );
+    let other_seed = bytes(&records(Settings { seed: 2, ..settings() }, NOW_MS, 0..3000));
+    let same = forwards.iter().zip(&other_seed).filter(|(a, b)| a == b).count();
+    assert!(same < 100, "{same} of 3000 events are those of another seed");
 }
 
 #[test]
@@ -93,26 +69,18 @@ fn shares_are_as_asked_for() {
     ];
     for (encoding, expected) in expected {
         let ratio = f64::from(counts[&encoding]) / expected;
-        assert!(
-            (0.9..1.1).contains(&ratio),
-            "{encoding:?}: {ratio} of what was asked for"
-        );
+        assert!((0.9..1.1).contains(&ratio), "{encoding:?}: {ratio} of what was asked for");
     }
 }
 
 #[test]
 fn every_kind_of_bad_record_is_planted() {
-    let all_bad = Settings {
-        bad_share: 1.0,
-        ..settings()
-    };
+    let all_bad = Settings { bad_share: 1.0, ..settings() };
     let rounds = BadKind::ALL.len() as u64 * 8;
     let records = records(all_bad, NOW_MS, 0..rounds);
     let mut counts: HashMap<BadKind, u32> = HashMap::new();
     for record in &records {
-        *counts
-            .entry(record.planted.expect("all are bad"))
-            .or_default() += 1;
+        *counts.entry(record.planted.expect("all are bad")).or_default() += 1;
     }
     for kind in BadKind::ALL {
         let expected = match kind {
@@ -122,27 +90,18 @@ fn every_kind_of_bad_record_is_planted() {
         };
         assert_eq!(counts.get(kind), Some(&expected), "{kind:?}");
     }
-    let tombstones = records
-        .iter()
-        .filter(|record| record.value().is_none())
-        .count();
+    let tombstones = records.iter().filter(|record| record.value().is_none()).count();
     assert_eq!(tombstones, 8);
 }
 
 #[test]
 fn without_a_registry_no_record_needs_one() {
-    let no_avro = Settings {
-        json_share: 1.0,
-        bad_share: 0.5,
-        ..settings()
-    };
+    let no_avro = Settings { json_share: 1.0, bad_share: 0.5, ..settings() };
     let generator = Generator::new(no_avro, None).unwrap();
     let mut record = Record::default();
     for index in 0..500 {
         generator.write(index, NOW_MS, &mut record);
-        let framed = record
-            .value()
-            .is_some_and(|value| value.len() >= 5 && value[0] == 0);
+        let framed = record.value().is_some_and(|value| value.len() >= 5 && value[0] == 0);
         assert!(!framed, "{:?} needs a schema", record.planted);
     }
     let error = Generator::new(settings(), None).unwrap_err().to_string();
@@ -152,14 +111,77 @@ fn without_a_registry_no_record_needs_one() {
 #[test]
 fn shares_outside_of_0_and_1_are_refused() {
     for share in [-0.1, 1.1, f64::NAN] {
-        let wrong = Settings {
-            bad_share: share,
-            ..settings()
+        let wrong = Settings { bad_share: share, ..settings() };
+        assert!(Generator::new(wrong, Some(registered())).is_err(), "{share}");
+    }
+}
+
+/// A decoder that knows the generator's schemas, and that one id is nobody's.
+fn decoder() -> Decoder {
+    let types = InteractionTypes::parse(InteractionTypes::default_text()).unwrap();
+    let mut decoder = Decoder::new(types);
+    decoder.add_schema(7, schemas::CURRENT).unwrap();
+    decoder.add_schema(6, schemas::VERSION_1).unwrap();
+    decoder.add_schema(8, schemas::INCOMPATIBLE).unwrap_err();
+    decoder
+}
+
+#[test]
+fn the_worker_rejects_what_is_planted_for_the_planted_reason() {
+    let planted: HashSet<_> = BadKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    let known: HashSet<_> = RejectReason::ALL
+        .iter()
+        .filter(|reason| **reason != RejectReason::RefusedByPostgres)
+        .map(|reason| reason.as_str())
+        .collect();
+    assert_eq!(planted, known);
+    let mut decoder = decoder();
+    // So many that every kind is met in every of its ways.
+    let all_bad = Settings { bad_share: 1.0, ..settings() };
+    for record in records(all_bad, NOW_MS, 0..17 * 24) {
+        let reason = match decoder.decode(record.value(), NOW_MS) {
+            Verdict::Reject(reject) => reject.reason,
+            Verdict::NeedSchema(id) => {
+                decoder.add_missing(id);
+                RejectReason::SchemaNotFound
+            }
+            Verdict::Accept(_) => panic!("accepted: {record:?}"),
         };
-        assert!(
-            Generator::new(wrong, Some(registered())).is_err(),
-            "{share}"
-        );
+        let expected = record.planted.unwrap().as_str();
+        assert_eq!(reason.as_str(), expected, "{:?}", record.value().map(String::from_utf8_lossy));
+    }
+}
+
+#[test]
+fn the_worker_reads_good_events_as_they_were_drawn() {
+    let good = Settings { bad_share: 0.0, ..settings() };
+    let generator = Generator::new(good, Some(registered())).unwrap();
+    let mut decoder = decoder();
+    let mut record = Record::default();
+    for index in 0..5000 {
+        generator.write(index, NOW_MS, &mut record);
+        let event = generator.event(index, NOW_MS);
+        let encoding = record.encoding();
+        let read = match decoder.decode(record.value(), NOW_MS) {
+            Verdict::Accept(read) => read,
+            other => panic!("{encoding:?} {index}: {other:?}"),
+        };
+        assert_eq!(read.user_id, event.user_id);
+        assert_eq!(read.video_id, event.video_id);
+        assert_eq!(read.occurred_at_ms, event.occurred_at_ms);
+        assert_eq!(read.watch_time_seconds, event.watch_time_seconds);
+        if encoding != Encoding::AvroV1 {
+            assert_eq!(read.recommendation_score, event.recommendation_score, "{encoding:?} {index}");
+            assert_eq!(read.position, event.position);
+            assert_eq!(read.algorithm, event.algorithm);
+            assert_eq!(read.experiment_variant_id, event.experiment_variant_id);
+        }
+        let sent: BTreeMap<_, _> = event.metadata.iter().flatten().cloned().collect();
+        let kept: BTreeMap<String, String> =
+            read.metadata.map_or_else(BTreeMap::new, |text| serde_json::from_str(text).unwrap());
+        for (key, value) in &sent {
+            assert_eq!(kept.get(*key), Some(value), "{encoding:?} {index}");
+        }
     }
 }
 
@@ -184,19 +206,13 @@ fn good_events_can_be_read_by_others() {
                 (text("userId"), text("interactionType"))
             }
             avro => {
-                let (schema, id) = if avro == Encoding::Avro {
-                    (&current, 7)
-                } else {
-                    (&v1, 6)
-                };
+                let (schema, id) = if avro == Encoding::Avro { (&current, 7) } else { (&v1, 6) };
                 assert_eq!(value[..5], [0, 0, 0, 0, id]);
                 let mut body = &value[5..];
                 let reader = apache_avro::reader::datum::GenericDatumReader::builder(schema);
                 let read = reader.build().unwrap().read_value(&mut body).unwrap();
                 assert!(body.is_empty(), "{} bytes too many", body.len());
-                let apache_avro::types::Value::Record(fields) = read else {
-                    panic!("no record")
-                };
+                let apache_avro::types::Value::Record(fields) = read else { panic!("no record") };
                 let text = |key: &str| {
                     let field = fields.iter().find(|(name, _)| name == key);
                     match &field.unwrap().1 {
@@ -218,14 +234,7 @@ fn good_events_can_be_read_by_others() {
 /// What the trainer's test needs: videos that people of one taste complete, not what all watch.
 #[test]
 fn a_users_taste_says_more_than_popularity() {
-    let generator = Generator::new(
-        Settings {
-            bad_share: 0.0,
-            ..settings()
-        },
-        Some(registered()),
-    )
-    .unwrap();
+    let generator = Generator::new(Settings { bad_share: 0.0, ..settings() }, Some(registered())).unwrap();
     let mut liked: HashMap<uuid::Uuid, HashSet<uuid::Uuid>> = HashMap::new();
     let mut popularity: HashMap<uuid::Uuid, u32> = HashMap::new();
     for index in 0..60_000 {
@@ -233,10 +242,7 @@ fn a_users_taste_says_more_than_popularity() {
         if !["complete", "share", "comment", "like"].contains(&event.interaction_type) {
             continue;
         }
-        liked
-            .entry(event.user_id)
-            .or_default()
-            .insert(event.video_id);
+        liked.entry(event.user_id).or_default().insert(event.video_id);
         *popularity.entry(event.video_id).or_default() += 1;
     }
     let mut top: Vec<_> = popularity.into_iter().collect();
@@ -258,15 +264,8 @@ fn a_users_taste_says_more_than_popularity() {
         hits += top.iter().filter(|video| liked.contains(video)).count() as u32;
         all += liked.len() as u32;
     }
-    assert!(
-        own * 10 > all * 8,
-        "{own} of {all} likes are of the own taste"
-    );
-    assert!(
-        hits * 2 < own,
-        "the {} hits cover {hits} of {all} likes",
-        top.len()
-    );
+    assert!(own * 10 > all * 8, "{own} of {all} likes are of the own taste");
+    assert!(hits * 2 < own, "the {} hits cover {hits} of {all} likes", top.len());
 }
 
 /// A load generator that is slower than what it loads measures itself.

@@ -157,7 +157,9 @@ def read_table(exports, kill_clock):
             "SELECT count(DISTINCT user_id), count(DISTINCT video_id) FROM user_interactions"
         ).fetchone()
         busiest, first, last = connection.execute(PACE).fetchone()
-        (begin,) = connection.execute("SELECT extract(epoch FROM min(recorded_at))::float8 FROM user_interactions").fetchone()
+        (begin,) = connection.execute(
+            "SELECT extract(epoch FROM min(recorded_at))::float8 FROM user_interactions"
+        ).fetchone()
         latency = {
             "undisturbed": latencies(connection, begin + SETTLED_S, kill_clock - 0.5),
             "whole_run": latencies(connection, begin, kill_clock + 1e6),

@@ -15,7 +15,7 @@ class DemoError(Exception):
 
 def run(*command, environment=None, log=None):
     """Runs to the end; what it printed goes to its log, and to the person if it failed."""
-    done = subprocess.run(
+    child = subprocess.Popen(
         [str(word) for word in command],
         cwd=settings.ROOT,
         env=environment or settings.clean_environment(),
@@ -24,14 +24,23 @@ def run(*command, environment=None, log=None):
         text=True,
         errors="replace",
         start_new_session=True,
-        check=False,
     )
+    try:
+        said, _ = child.communicate()
+    except BaseException:
+        # Asked politely: a stack that is half-way up takes itself down.
+        child.terminate()
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        raise
     if log:
-        (settings.LOGS / f"{log}.log").write_text(done.stdout, encoding="utf-8")
-    if done.returncode != 0:
+        (settings.LOGS / f"{log}.log").write_text(said, encoding="utf-8")
+    if child.returncode != 0:
         name = " ".join(str(word) for word in command[:3])
-        raise DemoError(f"{name} … ended with code {done.returncode}:\n{tail(done.stdout)}")
-    return done.stdout
+        raise DemoError(f"{name} … ended with code {child.returncode}:\n{tail(said)}")
+    return said
 
 
 def tail(text, lines=15):

@@ -64,7 +64,8 @@ def text(figures):
         row("= persisted", table["rows"], "rows in user_interactions"),
         row("+ dead-lettered", dead["records"], f"records in the DLQ ({dead['copies'] - dead['records']} of them there twice)"),
         row("exported", bucket["rows"], f"rows in {len(bucket['files'])} Parquet files, {megabytes(bucket['bytes'])}"),
-        row("", None, f"of {table['users']:,} users and {table['videos']:,} videos: " + by_type(table)),
+        row("", None, f"of {table['users']:,} users and {table['videos']:,} videos"),
+        row("", None, by_type(table)),
         "",
         heading("Days"),
         *days(bucket),
@@ -114,7 +115,8 @@ def by_type(table):
 def days(bucket):
     for day, state in bucket["days"].items():
         closed = f"closed, manifest says {state['manifest_rows']:,} rows" if state["closed"] else "open"
-        yield f"  {day}  {state['files']:>3} files {state['rows']:>9,} rows {megabytes(state['bytes']):>9}  {closed}"
+        size = megabytes(state["bytes"])
+        yield f"  {day}  {state['files']:>3} files {state['rows']:>9,} rows {size:>9}  {closed}"
 
 
 FILES_SHOWN = 8

@@ -74,7 +74,9 @@ class Demo:
         before_midnight = midnight - self.watch.clock()
         phases.end("start")
         progress = Progress(settings.EVENTS)
-        progress.say(f"two workers, {settings.EVENTS:,} events; midnight by the stack's clock in {before_midnight:.0f} s")
+        progress.say(
+            f"two workers, {settings.EVENTS:,} events; midnight by the stack's clock in {before_midnight:.0f} s"
+        )
         kill_clock = self.load(progress, workers, before_midnight + AFTER_S)
         phases.end("load")
         self.drain(progress, workers, midnight)
@@ -124,7 +126,7 @@ class Demo:
         if midnight - now < timedelta(seconds=lead_s):
             midnight += timedelta(days=1)
         clock = midnight - timedelta(seconds=lead_s)
-        print(f"· starting Kafka, Postgres, S3 and a schema registry, where it is {clock:%Y-%m-%d %H:%M:%S} UTC", flush=True)
+        print(f"· starting Kafka, Postgres, S3 and a registry, where it is {clock:%Y-%m-%d %H:%M:%S} UTC", flush=True)
         stack("up", "--s3", "builtin", "--clock-at", f"{clock:%Y-%m-%d %H:%M:%S}")
         environment = settings.stack_environment()
         with ThreadPoolExecutor() as pool:

@@ -20,7 +20,8 @@ class Watch:
                 "enable.auto.commit": False,
             }
         )
-        self.partitions = sorted(self.consumer.list_topics(settings.TOPIC, timeout=15).topics[settings.TOPIC].partitions)
+        found = self.consumer.list_topics(settings.TOPIC, timeout=15).topics[settings.TOPIC]
+        self.partitions = sorted(found.partitions)
 
     def close(self):
         self.database.close()
@@ -39,8 +40,8 @@ class Watch:
     def frontiers(self):
         """Records that the table (or the DLQ) has, and records that the files have."""
         (persisted, exported) = self.database.execute(
-            "SELECT coalesce(sum(persist_frontier), 0)::bigint, coalesce(sum(export_frontier), 0)::bigint FROM partition_ledger"
-            " WHERE topic = %s",
+            "SELECT coalesce(sum(persist_frontier), 0)::bigint, coalesce(sum(export_frontier), 0)::bigint"
+            " FROM partition_ledger WHERE topic = %s",
             [settings.TOPIC],
         ).fetchone()
         return persisted, exported

@@ -85,10 +85,7 @@ pub enum Progress {
 
 pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
     if let Some(rate) = args.rate {
-        ensure!(
-            rate.is_finite() && rate > 0.0,
-            "--rate {rate}: must be above 0"
-        );
+        ensure!(rate.is_finite() && rate > 0.0, "--rate {rate}: must be above 0");
     }
     let generator = generator(&args, cx).await?;
     let list = args.record.as_ref().map(create).transpose()?;
@@ -123,9 +120,7 @@ pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
         }
     };
     display.finish(deliveries.delivered());
-    let report = deliveries
-        .report(args.seed)
-        .context("writing the list of records")?;
+    let report = deliveries.report(args.seed).context("writing the list of records")?;
     publish(&args, &report)?;
     sent.context("the sending thread ended abnormally")??;
     if let Some(error) = &report.first_error {
@@ -174,9 +169,7 @@ fn create(path: &PathBuf) -> anyhow::Result<File> {
 
 /// `90`, `90s`, `1500ms`, `5m` or `2h`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let at = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .unwrap_or(text.len());
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let factor = match unit {
         "ms" => 0.001,
@@ -185,27 +178,20 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err(format!("`{unit}` is no unit: use ms, s, m or h")),
     };
-    let number: f64 = number
-        .parse()
-        .map_err(|_| format!("`{text}` is no duration"))?;
+    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no duration"))?;
     Duration::try_from_secs_f64(number * factor).map_err(|error| error.to_string())
 }
 
 /// Progress on standard error, in the manner that was asked for.
 enum Display {
     Bar(ProgressBar),
-    Lines {
-        total: Option<u64>,
-        started: std::time::Instant,
-    },
+    Lines { total: Option<u64>, started: std::time::Instant },
     None,
 }
 
 impl Display {
     fn new(args: &Args) -> Self {
-        let total = args
-            .count
-            .or_else(|| Some((args.rate? * args.duration?.as_secs_f64()) as u64));
+        let total = args.count.or_else(|| Some((args.rate? * args.duration?.as_secs_f64()) as u64));
         let wants_bar = match args.progress {
             _ if args.quiet => return Self::None,
             Progress::None => return Self::None,
@@ -214,20 +200,13 @@ impl Display {
             Progress::Auto => std::io::stderr().is_terminal(),
         };
         if !wants_bar {
-            return Self::Lines {
-                total,
-                started: std::time::Instant::now(),
-            };
+            return Self::Lines { total, started: std::time::Instant::now() };
         }
         let (bar, template) = match total {
-            Some(total) => (
-                ProgressBar::new(total),
-                "{bar:32} {human_pos}/{human_len} delivered, {per_sec}, {eta} left",
-            ),
-            None => (
-                ProgressBar::no_length(),
-                "{spinner} {human_pos} delivered, {per_sec}",
-            ),
+            Some(total) => {
+                (ProgressBar::new(total), "{bar:32} {human_pos}/{human_len} delivered, {per_sec}, {eta} left")
+            }
+            None => (ProgressBar::no_length(), "{spinner} {human_pos} delivered, {per_sec}"),
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);

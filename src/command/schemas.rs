@@ -47,10 +47,6 @@ pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| {
-        format!(
-            "reading {}: run this in the repository, or say --dir",
-            path.display()
-        )
-    })
+    std::fs::read_to_string(path)
+        .with_context(|| format!("reading {}: run this in the repository, or say --dir", path.display()))
 }

@@ -44,21 +44,13 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(30);
 type Admin = AdminClient<DefaultClientContext>;
 
 pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
-    let Action::Apply {
-        file,
-        environment,
-        topic_override,
-    } = args.action;
+    let Action::Apply { file, environment, topic_override } = args.action;
     let topics = Contract::read(&file)?.topics(environment.as_deref())?;
     let topics = rename(topics, &topic_override)?;
-    let admin: Admin = cx
-        .kafka
-        .create()
-        .context("starting the Kafka admin client")?;
+    let admin: Admin = cx.kafka.create().context("starting the Kafka admin client")?;
     let known = fetch_metadata(&admin)?;
-    let (present, missing): (Vec<_>, Vec<_>) = topics
-        .iter()
-        .partition(|topic| find(&known, &topic.name).is_some());
+    let (present, missing): (Vec<_>, Vec<_>) =
+        topics.iter().partition(|topic| find(&known, &topic.name).is_some());
     let mut to_check = present;
     if !missing.is_empty() {
         to_check.extend(create(&admin, &missing).await?);
@@ -85,17 +77,11 @@ async fn create<'t>(admin: &Admin, missing: &[&'t Topic]) -> anyhow::Result<Vec<
         .map(|topic| {
             let replication = TopicReplication::Fixed(topic.replication);
             let new = NewTopic::new(&topic.name, topic.partitions, replication);
-            topic
-                .config
-                .iter()
-                .fold(new, |new, (key, setting)| new.set(key, &setting.0))
+            topic.config.iter().fold(new, |new, (key, setting)| new.set(key, &setting.0))
         })
         .collect();
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    let results = admin
-        .create_topics(&wanted, &options)
-        .await
-        .context("creating topics")?;
+    let results = admin.create_topics(&wanted, &options).await.context("creating topics")?;
     let mut elsewhere = Vec::new();
     let mut refused = Vec::new();
     for (topic, result) in missing.iter().zip(results) {
@@ -124,10 +110,7 @@ async fn wait_for_leaders(admin: &Admin, created: &[&Topic]) -> anyhow::Result<(
         let has_leaders = |topic: &&&Topic| {
             find(&metadata, &topic.name).is_some_and(|found| {
                 found.partitions().len() >= topic.partitions as usize
-                    && found
-                        .partitions()
-                        .iter()
-                        .all(|partition| partition.leader() >= 0)
+                    && found.partitions().iter().all(|partition| partition.leader() >= 0)
             })
         };
         let Some(without) = created.iter().find(|topic| !has_leaders(topic)) else {
@@ -162,29 +145,16 @@ fn compare_shape(topic: &Topic, found: &MetadataTopic, differences: &mut Vec<Str
     let name = &topic.name;
     let partitions = found.partitions().len();
     if partitions != topic.partitions as usize {
-        differences.push(format!(
-            "{name}: {partitions} partitions, not {}",
-            topic.partitions
-        ));
+        differences.push(format!("{name}: {partitions} partitions, not {}", topic.partitions));
     }
     let other = |replicas: &usize| *replicas != topic.replication as usize;
-    let replicas = found
-        .partitions()
-        .iter()
-        .map(|partition| partition.replicas().len());
+    let replicas = found.partitions().iter().map(|partition| partition.replicas().len());
     if let Some(replicas) = replicas.into_iter().find(other) {
-        differences.push(format!(
-            "{name}: replication {replicas}, not {}",
-            topic.replication
-        ));
+        differences.push(format!("{name}: replication {replicas}, not {}", topic.replication));
     }
 }
 
-async fn compare_settings(
-    admin: &Admin,
-    topic: &Topic,
-    differences: &mut Vec<String>,
-) -> anyhow::Result<()> {
+async fn compare_settings(admin: &Admin, topic: &Topic, differences: &mut Vec<String>) -> anyhow::Result<()> {
     let name = &topic.name;
     let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
     let described = admin
@@ -192,9 +162,8 @@ async fn compare_settings(
         .await
         .with_context(|| format!("asking for the configuration of topic {name}"))?;
     for resource in described {
-        let resource = resource.with_context(|| {
-            format!("the broker does not show the configuration of topic {name}")
-        })?;
+        let resource = resource
+            .with_context(|| format!("the broker does not show the configuration of topic {name}"))?;
         for (key, wanted) in &topic.config {
             match resource.get(key).and_then(|entry| entry.value.as_deref()) {
                 Some(value) if value == wanted.0 => {}
@@ -215,10 +184,7 @@ fn fetch_metadata(admin: &Admin) -> anyhow::Result<Metadata> {
 }
 
 fn find<'m>(metadata: &'m Metadata, name: &str) -> Option<&'m MetadataTopic> {
-    metadata
-        .topics()
-        .iter()
-        .find(|topic| topic.name() == name && topic.error().is_none())
+    metadata.topics().iter().find(|topic| topic.name() == name && topic.error().is_none())
 }
 
 fn rename(mut topics: Vec<Topic>, overrides: &[(String, String)]) -> anyhow::Result<Vec<Topic>> {

@@ -58,10 +58,7 @@ impl Encoder {
         let fields = fields
             .iter()
             .map(|field| {
-                let name = field
-                    .get("name")
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
+                let name = field.get("name").and_then(Value::as_str).unwrap_or_default();
                 let kind = field.get("type").context("a field without a type")?;
                 compile_field(name, kind).with_context(|| format!("field `{name}`"))
             })
@@ -102,33 +99,18 @@ fn compile_field(name: &str, kind: &Value) -> anyhow::Result<(Source, Shape)> {
     if let Value::Array(branches) = kind {
         return Ok((source, compile_union(source, branches)?));
     }
-    ensure!(
-        source != Source::Nothing,
-        "no event has it, and it cannot be null"
-    );
-    let required = [
-        Source::UserId,
-        Source::VideoId,
-        Source::InteractionType,
-        Source::Timestamp,
-    ];
-    ensure!(
-        required.contains(&source),
-        "not every event has it, and it cannot be null"
-    );
+    ensure!(source != Source::Nothing, "no event has it, and it cannot be null");
+    let required = [Source::UserId, Source::VideoId, Source::InteractionType, Source::Timestamp];
+    ensure!(required.contains(&source), "not every event has it, and it cannot be null");
     Ok((source, compile_shape(source, kind)?))
 }
 
 fn compile_union(source: Source, branches: &[Value]) -> anyhow::Result<Shape> {
     let null = branches.iter().position(|branch| branch == "null");
     let null = null.context("a union without null")?;
-    let value = branches
-        .iter()
-        .position(|branch| source != Source::Nothing && compile_shape(source, branch).is_ok());
-    ensure!(
-        value.is_some() || source == Source::Nothing,
-        "no branch that fits"
-    );
+    let value =
+        branches.iter().position(|branch| source != Source::Nothing && compile_shape(source, branch).is_ok());
+    ensure!(value.is_some() || source == Source::Nothing, "no branch that fits");
     Ok(Shape::Nullable {
         null_branch: i64::try_from(null)?,
         value_branch: i64::try_from(value.unwrap_or(null))?,
@@ -140,18 +122,13 @@ fn compile_union(source: Source, branches: &[Value]) -> anyhow::Result<Shape> {
 }
 
 fn compile_shape(source: Source, kind: &Value) -> anyhow::Result<Shape> {
-    let name = kind
-        .as_str()
-        .or_else(|| kind.get("type")?.as_str())
-        .unwrap_or_default();
+    let name = kind.as_str().or_else(|| kind.get("type")?.as_str()).unwrap_or_default();
     let is_uuid = matches!(source, Source::UserId | Source::VideoId | Source::EventId);
     Ok(match (source, name) {
         (Source::WatchTime | Source::RecommendationScore, "double") => Shape::Double,
         (Source::WatchTime | Source::RecommendationScore, "float") => Shape::Float,
         (Source::Timestamp, "long") | (Source::Position, "int" | "long") => Shape::Integer,
-        (Source::Metadata, "map") if kind.get("values").is_some_and(|v| v == "string") => {
-            Shape::TextMap
-        }
+        (Source::Metadata, "map") if kind.get("values").is_some_and(|v| v == "string") => Shape::TextMap,
         (_, "fixed") if is_uuid && kind.get("size").is_some_and(|size| size == 16) => Shape::Uuid16,
         (Source::InteractionType, "enum") => {
             let symbols = kind.get("symbols").and_then(Value::as_array);
@@ -205,12 +182,7 @@ fn content(source: Source, event: &Event) -> Content<'_> {
 
 fn write_field(source: Source, shape: &Shape, event: &Event, out: &mut Vec<u8>) {
     let content = content(source, event);
-    if let Shape::Nullable {
-        null_branch,
-        value_branch,
-        value,
-    } = shape
-    {
+    if let Shape::Nullable { null_branch, value_branch, value } = shape {
         match (&content, value) {
             (Content::Null, _) | (_, None) => write_long(*null_branch, out),
             (_, Some(shape)) => {
@@ -228,9 +200,7 @@ fn write_content(content: &Content<'_>, shape: &Shape, out: &mut Vec<u8>) {
     match (content, shape) {
         (Content::Text(text), Shape::Text) => write_text(text, out),
         (Content::Text(text), Shape::Symbol(symbols)) => {
-            let at = symbols
-                .iter()
-                .position(|symbol| symbol.eq_ignore_ascii_case(text));
+            let at = symbols.iter().position(|symbol| symbol.eq_ignore_ascii_case(text));
             write_long(at.unwrap_or_default() as i64, out);
         }
         (Content::Uuid(id), Shape::Text) => {

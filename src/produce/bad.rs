@@ -57,17 +57,8 @@ impl BadKind {
     /// The kind of the `number`th bad record: each in turn, the large one seldom. Those that need a
     /// registry are left out where there is none.
     pub fn in_turn(number: u64, has_avro: bool) -> Self {
-        let needs_avro = [
-            Self::SchemaNotFound,
-            Self::SchemaIncompatible,
-            Self::AvroMalformed,
-        ];
-        let turns = || {
-            Self::ALL
-                .iter()
-                .copied()
-                .filter(|kind| has_avro || !needs_avro.contains(kind))
-        };
+        let needs_avro = [Self::SchemaNotFound, Self::SchemaIncompatible, Self::AvroMalformed];
+        let turns = || Self::ALL.iter().copied().filter(|kind| has_avro || !needs_avro.contains(kind));
         let length = turns().count() as u64;
         let (round, turn) = (number / length, number % length);
         match turns().nth(turn as usize) {
@@ -94,8 +85,7 @@ pub fn write(
         BadKind::Tombstone => return false,
         BadKind::EmptyValue => {}
         BadKind::BadFraming => {
-            let framings: [&[u8]; 4] =
-                [b"\x01\x00\x00\x00\x01hello", b"\x00\x00\x01", b" {}", b"[]"];
+            let framings: [&[u8]; 4] = [b"\x01\x00\x00\x00\x01hello", b"\x00\x00\x01", b" {}", b"[]"];
             value.extend_from_slice(framings[number as usize % framings.len()]);
         }
         BadKind::SchemaNotFound => {
@@ -115,24 +105,18 @@ pub fn write(
         | BadKind::JsonMalformed
         | BadKind::JsonDuplicateKey
         | BadKind::ValueTooLarge => write_json(kind, number, event, value),
-        BadKind::BadTimestamp
-        | BadKind::OutOfRange
-        | BadKind::BadString
-        | BadKind::MetadataTooLarge => match schemas {
-            Some(schemas) if in_avro => write_avro(kind, number, event, schemas, value),
-            _ => write_json(kind, number, event, value),
-        },
+        BadKind::BadTimestamp | BadKind::OutOfRange | BadKind::BadString | BadKind::MetadataTooLarge => {
+            match schemas {
+                Some(schemas) if in_avro => write_avro(kind, number, event, schemas, value),
+                _ => write_json(kind, number, event, value),
+            }
+        }
     }
     true
 }
 
 /// The body ends too early, or goes on after its end.
-fn write_malformed_avro(
-    number: u64,
-    event: &Event,
-    schemas: Option<&AvroSchemas>,
-    value: &mut Vec<u8>,
-) {
+fn write_malformed_avro(number: u64, event: &Event, schemas: Option<&AvroSchemas>, value: &mut Vec<u8>) {
     let Some(schemas) = schemas else { return };
     avro::write_framing(schemas.current_id, value);
     schemas.current.encode(event, value);
@@ -144,13 +128,7 @@ fn write_malformed_avro(
 }
 
 /// Well-formed Avro that says something impossible.
-fn write_avro(
-    kind: BadKind,
-    number: u64,
-    event: &Event,
-    schemas: &AvroSchemas,
-    value: &mut Vec<u8>,
-) {
+fn write_avro(kind: BadKind, number: u64, event: &Event, schemas: &AvroSchemas, value: &mut Vec<u8>) {
     let mut event = event.clone();
     let third = number / 2 % 3;
     match kind {
@@ -191,10 +169,7 @@ fn write_json(kind: BadKind, number: u64, event: &Event, value: &mut Vec<u8>) {
         _ => object.text("videoId", &video),
     }
     if kind == BadKind::UnknownInteractionType {
-        object.text(
-            "interactionType",
-            ["purchase", "likes", "view "][third as usize],
-        );
+        object.text("interactionType", ["purchase", "likes", "view "][third as usize]);
     } else if !is(BadKind::MissingField, 1) {
         object.text("interactionType", event.interaction_type);
     }
@@ -213,10 +188,7 @@ fn write_json(kind: BadKind, number: u64, event: &Event, value: &mut Vec<u8>) {
     match kind {
         BadKind::WrongType if third == 2 => object.raw("position", "true"),
         BadKind::OutOfRange => object.raw("position", ["-1", "3", "2147483648"][third as usize]),
-        BadKind::BadString => object.text(
-            "algorithm",
-            ["", &"a".repeat(257), "nul\0here"][third as usize],
-        ),
+        BadKind::BadString => object.text("algorithm", ["", &"a".repeat(257), "nul\0here"][third as usize]),
         BadKind::JsonDuplicateKey => object.raw("watchTime", "8.5"),
         BadKind::ValueTooLarge => object.text("comment", &"x".repeat(LARGE_VALUE_BYTES)),
         BadKind::MetadataTooLarge if third == 0 => {

@@ -41,13 +41,7 @@ const SESSION_EVENTS_LOG2: u32 = 14;
 
 impl Event {
     /// Draws event `index` of a seed. Only `occurred_at_ms` depends on `now_ms`, the time of sending.
-    pub fn draw(
-        population: &Population,
-        seed: u64,
-        index: u64,
-        now_ms: i64,
-        rng: &mut SmallRng,
-    ) -> Self {
+    pub fn draw(population: &Population, seed: u64, index: u64, now_ms: i64, rng: &mut SmallRng) -> Self {
         let showing = population.draw(rng);
         let interaction_type = draw_type(showing.is_to_taste, rng);
         let algorithm = draw_algorithm(rng);
@@ -64,8 +58,7 @@ impl Event {
             algorithm,
             experiment_variant_id: variant_of_user(showing.user),
             recommendation_score: (algorithm == Some("taste")).then_some(score),
-            position: chance(0.9, rng)
-                .then(|| rng.random_range(0..50) * rng.random_range(0..50) / 50),
+            position: chance(0.9, rng).then(|| rng.random_range(0..50) * rng.random_range(0..50) / 50),
             metadata: draw_metadata(rng),
         }
     }
@@ -100,11 +93,7 @@ fn draw_algorithm(rng: &mut SmallRng) -> Option<&'static str> {
 /// The recommender knows the taste, but not well.
 fn draw_score(is_to_taste: bool, rng: &mut SmallRng) -> f64 {
     let noise: f64 = rng.random();
-    let score = if is_to_taste {
-        0.45 + 0.5 * noise
-    } else {
-        0.1 + 0.5 * noise
-    };
+    let score = if is_to_taste { 0.45 + 0.5 * noise } else { 0.1 + 0.5 * noise };
     (score * 1e4).round() / 1e4
 }
 
@@ -150,10 +139,7 @@ fn draw_metadata(rng: &mut SmallRng) -> Option<Vec<(&'static str, String)>> {
     let device = DEVICES[rng.random_range(0..DEVICES.len())];
     let mut entries = vec![
         ("device", device.to_owned()),
-        (
-            "appVersion",
-            format!("5.{}.{}", rng.random_range(0..20), rng.random_range(0..4)),
-        ),
+        ("appVersion", format!("5.{}.{}", rng.random_range(0..20), rng.random_range(0..4))),
     ];
     if chance(0.5, rng) {
         let network = NETWORKS[rng.random_range(0..NETWORKS.len())];

@@ -112,22 +112,15 @@ impl Generator {
             ("share of bad events", settings.bad_share),
         ];
         for (what, share) in shares {
-            ensure!(
-                (0.0..=1.0).contains(&share),
-                "the {what} is {share}, not between 0 and 1"
-            );
+            ensure!((0.0..=1.0).contains(&share), "the {what} is {share}, not between 0 and 1");
         }
         ensure!(
             schemas.is_some() || settings.json_share >= 1.0,
             "Avro events need registered schemas: give a registry, or a share of JSON of 1"
         );
-        let population = Population::new(settings.users, settings.videos, settings.tastes)
-            .map_err(anyhow::Error::msg)?;
-        Ok(Self {
-            settings,
-            population,
-            schemas,
-        })
+        let population =
+            Population::new(settings.users, settings.videos, settings.tastes).map_err(anyhow::Error::msg)?;
+        Ok(Self { settings, population, schemas })
     }
 
     /// The event of an index, as it was before anything was done to it.
@@ -140,20 +133,12 @@ impl Generator {
         let (event, mut rng) = self.draw(index, now_ms);
         record.key.clear();
         let mut buffer = uuid::Uuid::encode_buffer();
-        record
-            .key
-            .push_str(event.user_id.hyphenated().encode_lower(&mut buffer));
+        record.key.push_str(event.user_id.hyphenated().encode_lower(&mut buffer));
         record.buffer.clear();
         record.has_value = true;
         record.planted = self.bad_number(index).map(|number| {
             let kind = BadKind::in_turn(number, self.schemas.is_some());
-            record.has_value = bad::write(
-                kind,
-                number,
-                &event,
-                self.schemas.as_ref(),
-                &mut record.buffer,
-            );
+            record.has_value = bad::write(kind, number, &event, self.schemas.as_ref(), &mut record.buffer);
             kind
         });
         record.encoding = Some(match record.planted {
@@ -164,13 +149,7 @@ impl Generator {
 
     fn draw(&self, index: u64, now_ms: i64) -> (Event, SmallRng) {
         let mut rng = SmallRng::seed_from_u64(mix(self.settings.seed) ^ index);
-        let event = Event::draw(
-            &self.population,
-            self.settings.seed,
-            index,
-            now_ms,
-            &mut rng,
-        );
+        let event = Event::draw(&self.population, self.settings.seed, index, now_ms, &mut rng);
         (event, rng)
     }
 

@@ -19,11 +19,7 @@ pub fn encode(event: &Event, rng: &mut SmallRng, out: &mut Vec<u8>) {
 
     let mut object = Object::open(out);
     let case = |text: &str| {
-        if shouts {
-            text.to_uppercase()
-        } else {
-            text.to_owned()
-        }
+        if shouts { text.to_uppercase() } else { text.to_owned() }
     };
     object.text("userId", &case(&event.user_id.to_string()));
     object.text("videoId", &case(&event.video_id.to_string()));
@@ -48,11 +44,7 @@ pub fn encode(event: &Event, rng: &mut SmallRng, out: &mut Vec<u8>) {
     object.number("position", event.position, sends_nulls);
     let score_in_metadata = score_place == 9 && event.recommendation_score.is_some();
     match score_place {
-        0..6 => object.number(
-            "recommendationScore",
-            event.recommendation_score,
-            sends_nulls,
-        ),
+        0..6 => object.number("recommendationScore", event.recommendation_score, sends_nulls),
         6..9 => object.number("recommendation_score", event.recommendation_score, false),
         _ => {}
     }
@@ -85,17 +77,11 @@ pub fn encode(event: &Event, rng: &mut SmallRng, out: &mut Vec<u8>) {
 fn write_timestamp(object: &mut Object<'_>, occurred_at_ms: i64, form: u32) {
     let utc = chrono::DateTime::from_timestamp_millis(occurred_at_ms).unwrap_or_default();
     match form {
-        0..6 => object.text(
-            "timestamp",
-            &utc.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
-        ),
+        0..6 => object.text("timestamp", &utc.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()),
         6..9 => object.raw("timestamp", &occurred_at_ms.to_string()),
         _ => {
             let there = utc + chrono::TimeDelta::hours(2);
-            object.text(
-                "timestamp",
-                &there.format("%Y-%m-%dT%H:%M:%S%.3f+02:00").to_string(),
-            );
+            object.text("timestamp", &there.format("%Y-%m-%dT%H:%M:%S%.3f+02:00").to_string());
         }
     }
 }
@@ -109,10 +95,7 @@ pub struct Object<'o> {
 impl<'o> Object<'o> {
     pub fn open(out: &'o mut Vec<u8>) -> Self {
         out.push(b'{');
-        Self {
-            out,
-            is_empty: true,
-        }
+        Self { out, is_empty: true }
     }
 
     pub fn close(self) {

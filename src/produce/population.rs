@@ -45,15 +45,12 @@ impl Population {
             return Err("there must be at least one user, one video and one taste".to_owned());
         }
         if tastes > videos {
-            return Err(format!(
-                "{tastes} tastes need at least as many videos, not {videos}"
-            ));
+            return Err(format!("{tastes} tastes need at least as many videos, not {videos}"));
         }
         // Every taste has at least this many; the few that are left over belong to the first tastes.
         let videos_per_taste = videos / tastes;
-        let zipf = |n: u64, skew: f64| {
-            Zipf::new(n as f64, skew).map_err(|error| format!("zipf over {n}: {error}"))
-        };
+        let zipf =
+            |n: u64, skew: f64| Zipf::new(n as f64, skew).map_err(|error| format!("zipf over {n}: {error}"));
         Ok(Self {
             tastes,
             user_rank: zipf(users, USER_SKEW)?,
@@ -70,11 +67,7 @@ impl Population {
         } else {
             rank(self.video_rank.sample(rng))
         };
-        Showing {
-            user,
-            video,
-            is_to_taste: self.taste_of_video(video) == taste,
-        }
+        Showing { user, video, is_to_taste: self.taste_of_video(video) == taste }
     }
 
     pub fn taste_of_user(&self, user: u64) -> u64 {
@@ -148,12 +141,7 @@ mod tests {
         }
         // Expected counts of ranks 1 and 100 differ by 100^skew.
         assert!(users[&0] > 8 * users[&99], "{} {}", users[&0], users[&99]);
-        assert!(
-            videos[&0] > 4 * videos[&99],
-            "{} {}",
-            videos[&0],
-            videos[&99]
-        );
+        assert!(videos[&0] > 4 * videos[&99], "{} {}", videos[&0], videos[&99]);
         assert!(users.len() > 990, "the tail is there too: {}", users.len());
     }
 
@@ -162,8 +150,7 @@ mod tests {
         let (population, showings) = showings(50_000);
         let mut to_taste = 0;
         for showing in &showings {
-            let same =
-                population.taste_of_user(showing.user) == population.taste_of_video(showing.video);
+            let same = population.taste_of_user(showing.user) == population.taste_of_video(showing.video);
             assert_eq!(same, showing.is_to_taste);
             to_taste += u32::from(same);
         }
@@ -172,9 +159,7 @@ mod tests {
 
     #[test]
     fn ids_are_distinct_version_4_uuids() {
-        let ids: std::collections::HashSet<_> = (0..10_000)
-            .flat_map(|n| [user_id(n), video_id(n)])
-            .collect();
+        let ids: std::collections::HashSet<_> = (0..10_000).flat_map(|n| [user_id(n), video_id(n)]).collect();
         assert_eq!(ids.len(), 20_000);
         assert!(ids.iter().all(|id| id.get_version_num() == 4));
     }

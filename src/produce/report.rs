@@ -81,10 +81,7 @@ impl Deliveries {
         details.measure(sent, now);
         details.last_delivered = Some(now);
         details.value_bytes += value_bytes as u64;
-        *details
-            .by_encoding
-            .entry(sent.encoding.as_str())
-            .or_default() += 1;
+        *details.by_encoding.entry(sent.encoding.as_str()).or_default() += 1;
         if let Some(planted) = sent.planted {
             *details.by_reason.entry(planted.as_str()).or_default() += 1;
         }
@@ -114,21 +111,13 @@ impl Deliveries {
         let quantile_ms = |q: f64| latency.value_at_quantile(q) as f64 / 1e3;
         Ok(Report {
             seed,
-            profile: if cfg!(debug_assertions) {
-                "debug"
-            } else {
-                "release"
-            },
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" },
             delivered: self.delivered(),
             failed: self.failed(),
             first_error: details.first_error.clone(),
             value_bytes: details.value_bytes,
             seconds,
-            events_per_second: if seconds > 0.0 {
-                self.delivered() as f64 / seconds
-            } else {
-                0.0
-            },
+            events_per_second: if seconds > 0.0 { self.delivered() as f64 / seconds } else { 0.0 },
             measured: latency.len(),
             latency_ms: Latency {
                 p50: quantile_ms(0.5),
@@ -144,9 +133,7 @@ impl Deliveries {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Details> {
         // Counters are valid after every single step, so a panic elsewhere does not spoil them.
-        self.details
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.details.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -154,12 +141,9 @@ impl Details {
     fn measure(&mut self, sent: &Sent, now: Instant) {
         if !sent.is_warm_up {
             let latency = now.saturating_duration_since(sent.intended).as_micros();
-            self.latency_us
-                .saturating_record(u64::try_from(latency).unwrap_or(u64::MAX).max(1));
+            self.latency_us.saturating_record(u64::try_from(latency).unwrap_or(u64::MAX).max(1));
         }
-        let earlier = self
-            .first_intended
-            .is_none_or(|first| sent.intended < first);
+        let earlier = self.first_intended.is_none_or(|first| sent.intended < first);
         if earlier {
             self.first_intended = Some(sent.intended);
         }
@@ -167,11 +151,7 @@ impl Details {
 
     fn enter(&mut self, sent: &Sent, partition: i32, offset: i64) {
         let Some(list) = &mut self.list else { return };
-        let kind = if sent.planted.is_some() {
-            "bad"
-        } else {
-            "valid"
-        };
+        let kind = if sent.planted.is_some() { "bad" } else { "valid" };
         let encoding = sent.encoding.as_str();
         let written = match sent.planted {
             Some(planted) => writeln!(
@@ -185,8 +165,7 @@ impl Details {
             ),
         };
         if let Err(error) = written {
-            self.first_error
-                .get_or_insert(format!("writing the list of records: {error}"));
+            self.first_error.get_or_insert(format!("writing the list of records: {error}"));
             self.list = None;
         }
     }
@@ -242,15 +221,9 @@ impl Report {
             "latency from the intended send: p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms, max {:.1} ms",
             latency.p50, latency.p95, latency.p99, latency.p99_9, latency.max,
         );
-        for (title, counts) in [
-            ("encodings", &self.by_encoding),
-            ("planted", &self.planted_by_reason),
-        ] {
+        for (title, counts) in [("encodings", &self.by_encoding), ("planted", &self.planted_by_reason)] {
             if !counts.is_empty() {
-                let counts: Vec<_> = counts
-                    .iter()
-                    .map(|(name, count)| format!("{name} {count}"))
-                    .collect();
+                let counts: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
                 let _ = writeln!(text, "{title}: {}", counts.join(", "));
             }
         }

@@ -12,7 +12,7 @@ pub const CURRENT: &str = include_str!("../../schemas/feed.interactions.v1/inter
 /// What older clients still write.
 pub const VERSION_1: &str = include_str!("../../schemas/feed.interactions.v1/interaction.v1.avsc");
 /// Somebody else's record: nothing of it can be read as an interaction.
-const INCOMPATIBLE: &str = r#"{"type":"record","name":"PlantedTelemetry","namespace":"feed_worker.planted","fields":[{"name":"temperature","type":"int"}]}"#;
+pub const INCOMPATIBLE: &str = r#"{"type":"record","name":"PlantedTelemetry","namespace":"feed_worker.planted","fields":[{"name":"temperature","type":"int"}]}"#;
 
 /// Connects to nothing yet. Errors: an address that is none.
 pub fn registry(url: &str, auth: Option<&(String, String)>) -> anyhow::Result<SrSettings> {
@@ -24,9 +24,7 @@ pub fn registry(url: &str, auth: Option<&(String, String)>) -> anyhow::Result<Sr
     if let Some((user, password)) = auth {
         builder.set_basic_authorization(user, Some(password));
     }
-    builder
-        .build()
-        .with_context(|| format!("the registry's address {url} cannot be used"))
+    builder.build().with_context(|| format!("the registry's address {url} cannot be used"))
 }
 
 /// The subject that a topic's values are registered under.
@@ -35,11 +33,7 @@ pub fn value_subject(topic: &str) -> String {
 }
 
 /// Registers a schema, or finds it registered: the answer is its id in both cases.
-pub async fn register(
-    registry: &SrSettings,
-    subject: &str,
-    schema_json: &str,
-) -> anyhow::Result<u32> {
+pub async fn register(registry: &SrSettings, subject: &str, schema_json: &str) -> anyhow::Result<u32> {
     let schema = SuppliedSchema::new(None, SchemaType::Avro, schema_json.to_owned());
     let registered = post_schema(registry, subject.to_owned(), schema)
         .await

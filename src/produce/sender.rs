@@ -59,12 +59,9 @@ pub fn send(
     deliveries: &Arc<Deliveries>,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let context = DeliveryContext {
-        deliveries: Arc::clone(deliveries),
-    };
-    let producer: ThreadedProducer<DeliveryContext> = config
-        .create_with_context(context)
-        .context("starting the Kafka producer")?;
+    let context = DeliveryContext { deliveries: Arc::clone(deliveries) };
+    let producer: ThreadedProducer<DeliveryContext> =
+        config.create_with_context(context).context("starting the Kafka producer")?;
     require_topic(&producer, topic)?;
     let started = Instant::now();
     let mut record = Record::default();
@@ -77,10 +74,7 @@ pub fn send(
             Some(rate) => started + Duration::from_secs_f64(nth as f64 / rate),
             None => Instant::now(),
         };
-        if pace
-            .duration
-            .is_some_and(|limit| intended - started >= limit)
-        {
+        if pace.duration.is_some_and(|limit| intended - started >= limit) {
             break;
         }
         wait_until(intended, stop);
@@ -94,10 +88,7 @@ pub fn send(
         send_one(&producer, topic, &record, sent, stop)?;
     }
     producer.flush(FLUSH_TIMEOUT).with_context(|| {
-        format!(
-            "{} records were not acknowledged in {FLUSH_TIMEOUT:?}",
-            producer.in_flight_count()
-        )
+        format!("{} records were not acknowledged in {FLUSH_TIMEOUT:?}", producer.in_flight_count())
     })
 }
 
@@ -142,16 +133,13 @@ fn send_one(
     sent: Sent,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let mut message = BaseRecord::<str, [u8], Box<Sent>>::with_opaque_to(topic, Box::new(sent))
-        .key(record.key.as_str());
+    let mut message =
+        BaseRecord::<str, [u8], Box<Sent>>::with_opaque_to(topic, Box::new(sent)).key(record.key.as_str());
     if let Some(value) = record.value() {
         message = message.payload(value);
     }
     if let Some(planted) = record.planted {
-        let header = Header {
-            key: PLANTED_REASON_HEADER,
-            value: Some(planted.as_str()),
-        };
+        let header = Header { key: PLANTED_REASON_HEADER, value: Some(planted.as_str()) };
         message = message.headers(OwnedHeaders::new_with_capacity(1).insert(header));
     }
     loop {
@@ -185,8 +173,6 @@ fn wait_until(intended: Instant, stop: &AtomicBool) {
 
 /// This process's clock, which may be a shifted one.
 fn now_ms() -> i64 {
-    let since_1970 = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }
