@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use sqlx::PgPool;
@@ -35,21 +35,24 @@ pub struct Assigner {
     pub who: Identity,
     pub prefix: String,
     pub limits: RejectLimits,
-    pub deadline: Duration,
 }
 
 impl Assigner {
     /// Takes the partitions over, or says why not. Postgres being away is waited for up to the
     /// deadline.
-    pub async fn assign(&self, candidates: &[Candidate]) -> Result<Assigned, LedgerError> {
+    pub async fn assign(
+        &self,
+        candidates: &[Candidate],
+        until: Instant,
+    ) -> Result<Assigned, LedgerError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        let until = tokio::time::Instant::now() + self.deadline;
+        let until = tokio::time::Instant::from_std(until);
         loop {
             match tokio::time::timeout_at(until, self.try_assign(candidates)).await {
                 Err(_) => return Err(sqlx::Error::PoolTimedOut.into()),
-                Ok(Err(LedgerError::Sql(error))) => {
+                Ok(Err(error @ (LedgerError::Sql(_) | LedgerError::World(_)))) => {
                     metrics::retried("postgres");
-                    tracing::warn!(%error, "the ledger did not answer: trying again");
+                    tracing::warn!(%error, "partitions are not taken over yet: trying again");
                     backoff.wait().await;
                 }
                 Ok(other) => return other,
@@ -61,7 +64,7 @@ impl Assigner {
         let topic = &self.who.topic;
         let (known, now_ms) = ledger::topic_known(&self.pool, topic).await?;
         if !known {
-            let first_day = self.first_day(now_ms).await;
+            let first_day = self.first_day(now_ms).await?;
             ledger::enter_topic(&self.pool, &self.who, first_day).await?;
         }
         let rows = ledger::peek(&self.pool, topic).await?;
@@ -80,18 +83,16 @@ impl Assigner {
     }
 
     /// The day of the oldest record that the topic still has; today if it has none.
-    async fn first_day(&self, now_ms: i64) -> i32 {
+    async fn first_day(&self, now_ms: i64) -> Result<i32, LedgerError> {
         let (config, topic) = (self.kafka.clone(), self.who.topic.clone());
         let ask = move || first_timestamp_ms(&config, &topic);
+        // Decided once and for good: half an answer is none.
         let first_ms = match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(first_ms)) => first_ms,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the oldest record's day is unknown: days begin today");
-                None
-            }
-            Err(_) => None,
+            Ok(Err(error)) => return Err(LedgerError::World(format!("the topic's first records: {error:#}"))),
+            Err(error) => return Err(LedgerError::World(error.to_string())),
         };
-        row::day_of_ms(first_ms.unwrap_or(now_ms).min(now_ms))
+        Ok(row::day_of_ms(first_ms.unwrap_or(now_ms).min(now_ms)))
     }
 
     /// The newest object of each partition that the ledger has not entered yet. It is listed before
@@ -100,9 +101,8 @@ impl Assigner {
         &self,
         rows: &BTreeMap<i32, Owned>,
     ) -> Result<Vec<NewestObject>, StoreError> {
-        let Some(oldest_open) = rows.values().map(|r| r.closed_day + 1).min() else {
-            return Ok(Vec::new());
-        };
+        // A ledger without rows may be a fresh database beside an old bucket: then all of it counts.
+        let oldest_open = rows.values().map(|r| r.closed_day + 1).min().unwrap_or(0);
         let folder = format!("{}/", self.prefix);
         let after = format!("{folder}{}", row::day_text(oldest_open));
         let mut newest: BTreeMap<i32, (i64, String)> = BTreeMap::new();
@@ -120,9 +120,8 @@ impl Assigner {
         }
         let mut found = Vec::new();
         for (partition, (first_offset, key)) in newest {
-            let Some(row) = rows.get(&partition) else { continue };
             // Below the export frontier it is entered: nothing more to ask.
-            if first_offset < row.export_frontier {
+            if rows.get(&partition).is_some_and(|row| first_offset < row.export_frontier) {
                 continue;
             }
             let info = self.store.head(&key).await?;
@@ -146,9 +145,12 @@ fn first_timestamp_ms(config: &ClientConfig, topic: &str) -> anyhow::Result<Opti
     let bounds = probe::bounds(config, topic, &partitions, timeout)?;
     let firsts: Vec<(i32, i64)> = bounds.iter().map(|(p, low, _)| (*p, *low)).collect();
     let found = probe::read_at(config, topic, &firsts, timeout)?;
+    anyhow::ensure!(found.len() == partitions.len(), "some partitions did not answer in time");
     let timestamps = found.values().filter_map(|found| match found {
         Found::Record { timestamp_ms, .. } => Some(*timestamp_ms),
         Found::End => None,
     });
+    // Producers' timestamps can be anything; a time before the first possible event is none.
+    let timestamps = timestamps.filter(|ms| *ms >= 946_684_800_000);
     Ok(timestamps.min())
 }

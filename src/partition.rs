@@ -18,7 +18,7 @@ use crate::event::{Decoder, Interaction, InteractionTypes, Verdict};
 use crate::export::exporter::Exporter;
 use crate::kafka::dead_letters::DeadLetter;
 use crate::postgres::lane::PartitionBatch;
-use crate::postgres::ledger::Owned;
+use crate::postgres::ledger::{Owned, Stop};
 use crate::record::{Chunk, Record};
 use crate::reject_limit::{RejectLimits, RejectWindow};
 use crate::row::{self, Coordinates};
@@ -42,6 +42,8 @@ pub enum Wait {
     Day,
     /// For dead letters to be acknowledged, with the batch full.
     DeadLetters,
+    /// For a batch that is long on its way, with the next one full.
+    Persist,
 }
 
 /// How taking a run of records ended.
@@ -56,6 +58,8 @@ pub enum Taken {
     CreateTime,
     /// The record before the frontier is not the one that was persisted.
     Recreated,
+    /// Offsets were jumped after the client had fetched something that it could not read.
+    Unreadable,
 }
 
 /// What a run of records brought beside rows.
@@ -104,6 +108,25 @@ pub struct Partition {
     pub flood: Option<String>,
     /// It is being given up: only what is open is still written.
     pub leaving: bool,
+    /// Why it stops once what is open is written.
+    pub stopping: Option<(Stop, String)>,
+    /// A row of its batch is being dead-lettered.
+    pub repairing: bool,
+    /// The client could not read something: the next jump may hide records.
+    pub suspect: bool,
+    /// How often it began again because of that.
+    pub unreadable: u32,
+    /// The upload that is on its way; it ends with the partition.
+    pub upload: Option<AbortOnDrop>,
+}
+
+/// Ends a task when its owner is gone: what it holds is memory, and what it would write is fenced.
+pub struct AbortOnDrop(pub tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Partition {
@@ -131,6 +154,11 @@ impl Partition {
             probed_at: None,
             flood: None,
             leaving: false,
+            stopping: None,
+            repairing: false,
+            suspect: false,
+            unreadable: 0,
+            upload: None,
         };
         partition.open = partition.empty_batch(owned.persist_frontier, owned.persist_day);
         partition
@@ -174,6 +202,11 @@ impl Partition {
     /// Whether everything that was taken is written.
     pub fn is_written(&self) -> bool {
         !self.has_open() && !self.in_flight && self.returned.is_none()
+    }
+
+    /// The offset that comes next.
+    pub fn expected(&self) -> i64 {
+        self.expected
     }
 
     /// Whether nothing of this partition is on its way anywhere.
@@ -259,6 +292,10 @@ impl Partition {
             Timestamp::CreateTime(ms) if rules.allow_create_time => ms.min(rules.now_ms),
             Timestamp::CreateTime(_) | Timestamp::NotAvailable => return Err(Taken::CreateTime),
         };
+        if record.offset > self.expected && self.suspect {
+            return Err(Taken::Unreadable);
+        }
+        self.suspect = false;
         let recorded_at_ms = timestamp_ms.max(row::day_start_ms(self.open.day));
         let rejected = match decoder.decode(chunk.value(record), timestamp_ms) {
             Verdict::Accept(interaction) => {
@@ -282,8 +319,8 @@ impl Partition {
             }
             Verdict::NeedSchema(id) => return Err(Taken::Waits(0, Wait::Schema(id))),
         };
-        // Every jump is explained: the client reports an offset that the broker lacks as an error,
-        // so what is missing here are transaction markers or compacted records.
+        // A jump without an error before it is explained: the client reports an offset that the broker
+        // lacks, and a batch that it cannot read; what remains are transaction markers and compaction.
         brought.offset_jumps += u64::from(record.offset > self.expected);
         if !self.has_open() {
             self.open.oldest_ms = timestamp_ms;

@@ -36,7 +36,7 @@ use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::{Command, Source, SourceEvent, Start};
 use crate::partition::{Brought, Partition, Rules, Taken, Wait};
 use crate::postgres::lane::{Job, JobResult, Lane, PartitionBatch};
-use crate::postgres::ledger::{Assigned, Identity, LedgerError};
+use crate::postgres::ledger::{Assigned, Identity, LedgerError, Stop};
 use crate::postgres::reread::Reread;
 use crate::record::Chunk;
 use crate::registry::{Answer, Registry};
@@ -48,6 +48,10 @@ use crate::telemetry::metrics;
 /// How often exports, days and metrics are looked after. Longer delays rolls and days; shorter is
 /// work without use.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
+
+/// When a batch that is on its way counts as stuck. Longer lets one blocked partition hold up the
+/// others for longer; shorter pauses fetching over every slow transaction.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// Something that was started is done.
 pub enum Done {
@@ -66,12 +70,30 @@ pub enum Done {
     Uploaded { partition: i32, epoch: i64, ended: Uploaded },
     StoreIsAway(bool),
     /// Which partitions were seen empty at their frontier, and Postgres's clock when it was asked.
-    Probed { now_ms: i64, empty: Vec<(i32, i64, i64)> },
+    Probed { now_ms: i64, at: Instant, empty: Vec<(i32, i64, i64)> },
     Advanced { partition: i32, epoch: i64, day: Option<i32> },
     ClosedDays { partition: i32, epoch: i64, day: Option<i32> },
     DaysFinished,
     Released(Vec<i32>),
-    Clock(i64),
+    /// A stop is written down; false: another owner has the partition.
+    StopWritten { partition: i32, ours: bool },
+    Clock(i64, Instant),
+    /// Something cannot go on.
+    Failed(String),
+}
+
+/// What came from the poll thread and waits for its turn.
+enum Incoming {
+    Chunk(Chunk),
+    OutOfRange { partition: i32, next: i64, low: i64, high: i64 },
+    Unreadable,
+}
+
+/// A partition that waits for an operator.
+struct Stopped {
+    why: String,
+    /// Whether the ledger says so too: only then its silence means that an operator decided.
+    written: bool,
 }
 
 /// Who waits for an assignment.
@@ -105,7 +127,15 @@ pub struct Outside {
 
 struct LaneHandle {
     jobs: UnboundedSender<Job>,
-    busy: bool,
+    /// Since when a job is on its way.
+    busy: Option<Instant>,
+}
+
+impl LaneHandle {
+    /// Whether its job takes so long that its partitions must not hold up the others'.
+    fn is_stuck(&self) -> bool {
+        self.busy.is_some_and(|since| since.elapsed() > STUCK_AFTER)
+    }
 }
 
 /// Partitions that are being given up, and who waits for it.
@@ -134,10 +164,12 @@ pub struct Pipeline {
     decoder: Decoder,
     partitions: BTreeMap<i32, Partition>,
     /// Partitions that wait for an operator, with the reason.
-    stopped: BTreeMap<i32, String>,
+    stopped: BTreeMap<i32, Stopped>,
+    /// Partitions that the group has given to this worker.
+    given: BTreeSet<i32>,
     /// Partitions that were lost at the ledger and not yet taken back by the group.
     fenced: BTreeMap<i32, Instant>,
-    backlog: VecDeque<Chunk>,
+    backlog: VecDeque<Incoming>,
     looking_up: BTreeSet<u32>,
     missing: BTreeMap<u32, Instant>,
     leaving: Vec<Leaving>,
@@ -183,7 +215,6 @@ impl Pipeline {
             who: outside.who.clone(),
             prefix: config.s3.prefix.clone(),
             limits,
-            deadline: Duration::from_millis(config.kafka.assign_deadline_ms),
         };
         let uploader = Uploader {
             store: outside.store.clone(),
@@ -227,6 +258,7 @@ impl Pipeline {
             lanes,
             partitions: BTreeMap::new(),
             stopped: BTreeMap::new(),
+            given: BTreeSet::new(),
             fenced: BTreeMap::new(),
             backlog: VecDeque::new(),
             looking_up: BTreeSet::new(),
@@ -292,7 +324,7 @@ impl Pipeline {
         if self.housekept_at.elapsed() >= HOUSEKEEPING {
             self.housekept_at = Instant::now();
             self.outside.health.tick();
-            self.look_after_exports()?;
+            self.look_after_exports();
             self.look_after_days();
             self.look_after_partitions();
             self.report();
@@ -303,25 +335,39 @@ impl Pipeline {
     /// When something is due although nothing happens.
     fn next_wake(&self) -> Instant {
         let age = Duration::from_millis(self.config.batch.age_ms_max);
-        let due = self.partitions.values().filter(|p| p.is_ready()).filter_map(|p| p.open_since);
-        let batch = due.min().map(|since| since + age).filter(|_| self.lanes.iter().any(|l| !l.busy));
+        let is_free = |p: &&Partition| self.lane_of(p.id).busy.is_none() && p.is_ready();
+        let due = self.partitions.values().filter(is_free).filter_map(|p| p.open_since);
+        let batch = due.min().map(|since| since + age);
         let housekeeping = self.housekept_at + HOUSEKEEPING;
         batch.map_or(housekeeping, |batch| batch.min(housekeeping))
     }
 
+    /// The lane that a partition always uses.
+    fn lane_of(&self, id: i32) -> &LaneHandle {
+        &self.lanes[id.unsigned_abs() as usize % self.lanes.len()]
+    }
+
     fn on_source(&mut self, event: SourceEvent) -> Result<(), Ended> {
         match event {
-            SourceEvent::Chunk(chunk) => self.backlog.push_back(chunk),
-            SourceEvent::Assign { assignment, candidates, reply } => {
+            SourceEvent::Chunk(chunk) => self.backlog.push_back(Incoming::Chunk(chunk)),
+            SourceEvent::Assign { assignment, candidates, until, reply } => {
                 metrics::rebalanced("assign");
-                self.assign(assignment, candidates, Reply::Callback(reply));
+                self.given.extend(candidates.iter().map(|c| c.partition));
+                self.assign(assignment, candidates, until, Reply::Callback(reply));
             }
+            SourceEvent::Restarted { partition, assignment } => {
+                if let Some(partition) = self.partitions.get_mut(&partition) {
+                    partition.assignment = assignment;
+                }
+            }
+            SourceEvent::Unreadable => self.backlog.push_back(Incoming::Unreadable),
             SourceEvent::Revoke { partitions, lost, reply } => {
                 metrics::rebalanced(if lost { "lost" } else { "revoke" });
                 self.revoke(partitions, lost, reply);
             }
             SourceEvent::OutOfRange { partition, next, low, high } => {
-                self.stop_out_of_range(partition, next, low, high);
+                // What was read before it is still good, and is written first.
+                self.backlog.push_back(Incoming::OutOfRange { partition, next, low, high });
             }
             SourceEvent::Fatal(why) => return Err(Ended::Fatal(format!("kafka client: {why}"))),
         }
@@ -329,7 +375,7 @@ impl Pipeline {
     }
 
     /// Starts taking partitions over; the answer comes back as [`Done::Assigned`].
-    fn assign(&mut self, assignment: u64, candidates: Vec<Candidate>, reply: Reply) {
+    fn assign(&mut self, assignment: u64, candidates: Vec<Candidate>, until: Instant, reply: Reply) {
         if self.shutdown.is_some() {
             let all = candidates.iter().map(|c| (c.partition, Start::Stopped)).collect();
             if let Reply::Callback(reply) = reply {
@@ -343,13 +389,14 @@ impl Pipeline {
         }
         let (assigner, done) = (self.assigner.clone(), self.done.clone());
         tokio::spawn(async move {
-            let result = assigner.assign(&candidates).await;
+            let result = assigner.assign(&candidates, until).await;
             let _ = done.send(Done::Assigned { assignment, candidates, reply, result });
         });
     }
 
     fn revoke(&mut self, partitions: Vec<i32>, lost: bool, reply: Sender<Vec<(i32, i64)>>) {
         for id in &partitions {
+            self.given.remove(id);
             self.stopped.remove(id);
             self.fenced.remove(id);
             if lost {
@@ -376,12 +423,14 @@ impl Pipeline {
             if !written && Instant::now() < group.until {
                 return true;
             }
-            let frontiers = group
-                .partitions
-                .iter()
-                .filter_map(|id| self.partitions.remove(id))
-                .map(|p| (p.id, p.frontier))
-                .collect();
+            let mut frontiers = Vec::new();
+            for id in &group.partitions {
+                // It may have been taken over anew meanwhile.
+                if let Some(partition) = self.partitions.get(id).filter(|p| p.leaving) {
+                    frontiers.push((*id, partition.frontier));
+                    self.partitions.remove(id);
+                }
+            }
             let _ = group.reply.send(frontiers);
             false
         });
@@ -393,18 +442,35 @@ impl Pipeline {
         if self.backlog.is_empty() {
             return false;
         }
-        let ready = self.partitions.values().filter(|p| p.unacknowledged == 0);
         let (mut rows, mut bytes) = (0, 0);
-        for partition in ready {
+        for partition in self.partitions.values().filter(|p| !self.is_stuck(p)) {
             rows += partition.open.rows + partition.open.rejects;
             bytes += partition.open.tuples.len();
         }
         rows < 2 * self.config.batch.rows_max as u64 && bytes < self.config.batch.bytes_max
     }
 
+    /// Whether a partition's batches are not written for so long that it must not count for others.
+    fn is_stuck(&self, partition: &Partition) -> bool {
+        partition.unacknowledged > 0
+            || partition.repairing
+            || (partition.in_flight && self.lane_of(partition.id).is_stuck())
+    }
+
     /// Decodes one chunk, run by run of the same partition.
     fn take_chunk(&mut self) -> Result<(), Ended> {
-        let Some(chunk) = self.backlog.pop_front() else { return Ok(()) };
+        let chunk = match self.backlog.pop_front() {
+            Some(Incoming::Chunk(chunk)) => chunk,
+            Some(Incoming::OutOfRange { partition, next, low, high }) => {
+                self.stop_out_of_range(partition, next, low, high);
+                return Ok(());
+            }
+            Some(Incoming::Unreadable) => {
+                self.partitions.values_mut().for_each(|p| p.suspect = true);
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
         self.source.release(chunk.size_bytes());
         if self.shutdown.is_some() {
             return Ok(());
@@ -427,10 +493,12 @@ impl Pipeline {
         if chunk.assignment < partition.assignment || partition.leaving || partition.flood.is_some() {
             return Ok(());
         }
-        let full = partition.unacknowledged > 0
-            && partition.open.rows + partition.open.rejects >= self.config.batch.rows_max as u64;
-        if partition.wait.is_none() && full {
-            partition.wait = Some(Wait::DeadLetters);
+        let full = partition.open.rows + partition.open.rejects >= self.config.batch.rows_max as u64;
+        let late = full && partition.wait.is_none() && self.partitions.get(&id).is_some_and(|p| self.is_stuck(p));
+        let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
+        if late {
+            let letters = partition.unacknowledged > 0;
+            partition.wait = Some(if letters { Wait::DeadLetters } else { Wait::Persist });
         }
         if partition.wait.is_some() {
             partition.parked.push_back((chunk.clone(), run));
@@ -465,8 +533,12 @@ impl Pipeline {
             Taken::Recreated => {
                 let detail = "the record before the frontier is not the one that was persisted: \
                               was the topic created anew?";
-                self.stop(id, epoch, crate::postgres::ledger::Stop::Recreated, detail.to_owned());
+                self.stop(id, epoch, Stop::Recreated, detail.to_owned());
                 return Ok(());
+            }
+            Taken::Unreadable => {
+                self.begin_again(id);
+                Ok(())
             }
         };
         self.dead_letter(epoch, brought);
@@ -482,8 +554,10 @@ impl Pipeline {
             let (letters, done, partition) =
                 (self.outside.dead_letters.clone(), self.done.clone(), letter.partition);
             tokio::spawn(async move {
-                letters.send(letter).await;
-                let _ = done.send(Done::DeadLettered { partition, epoch });
+                let _ = done.send(match letters.send(letter).await {
+                    Ok(()) => Done::DeadLettered { partition, epoch },
+                    Err(error) => Done::Failed(format!("the producer of dead letters: {error}")),
+                });
             });
         }
     }
@@ -540,8 +614,10 @@ impl Pipeline {
         self.outside.health.set_ready(false);
         let deadline = Duration::from_millis(self.config.shutdown.deadline_ms);
         self.shutdown = Some(Shutdown { until: Instant::now() + deadline, sealed: false });
-        for chunk in std::mem::take(&mut self.backlog) {
-            self.source.release(chunk.size_bytes());
+        for incoming in std::mem::take(&mut self.backlog) {
+            if let Incoming::Chunk(chunk) = incoming {
+                self.source.release(chunk.size_bytes());
+            }
         }
         for partition in self.partitions.values_mut() {
             partition.leaving = true;
@@ -607,7 +683,7 @@ fn start_lane(
             }
         }
     });
-    Ok(LaneHandle { jobs, busy: false })
+    Ok(LaneHandle { jobs, busy: None })
 }
 
 /// The day of a moment, `delay` after which the day before is taken to be over.

@@ -26,6 +26,13 @@ pub enum Command {
         #[arg(long)]
         reason: String,
     },
+    /// After Postgres was restored from a backup: load what only the bucket knows, and go on from there.
+    /// Every worker must be stopped.
+    Reconcile {
+        /// Why, for whoever asks later.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
@@ -34,6 +41,7 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
         Command::AcceptGap { partition, to, reason } => {
             accept_gap(config, partition, to, &reason).await
         }
+        Command::Reconcile { reason } => super::reconcile::run(config, &reason).await,
     }
 }
 
@@ -137,7 +145,7 @@ async fn accept_gap(config: &Config, partition: i32, to: i64, reason: &str) -> R
     let Some(stopped) = stopped else {
         return Err(Failure::Ledger(format!("partition {partition} is not stopped: nothing to accept")));
     };
-    if stopped != "gap" || to < frontier {
+    if !matches!(stopped.as_str(), "gap" | "unreadable") || to < frontier {
         return Err(Failure::Ledger(format!(
             "partition {partition} is stopped for `{stopped}` at offset {frontier}: only a gap can be accepted, \
              and only forwards; for a topic that was created anew see docs/operations.md"

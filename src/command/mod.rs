@@ -5,6 +5,7 @@ pub mod ledger;
 pub mod maintain;
 pub mod migrate;
 pub mod produce;
+pub mod reconcile;
 pub mod rejects;
 pub mod run;
 pub mod schemas;

@@ -150,6 +150,7 @@ async fn check_ledger(pool: &sqlx::PgPool, who: &Identity) -> Result<(), Failure
             Err(error @ (LedgerError::Foreign { .. } | LedgerError::Flood { .. })) => {
                 return Err(Failure::Ledger(error.to_string()));
             }
+            Err(LedgerError::World(why)) => tracing::warn!(why, "the ledger is not checked yet"),
             Err(LedgerError::Sql(error)) => {
                 if postgres::sqlstate(&error).as_deref() == Some("42P01") {
                     return Err(Failure::Ledger(

@@ -123,9 +123,10 @@ impl Exporter {
         open + sealed + tail
     }
 
-    /// Memory of the open file alone.
-    pub fn open_bytes(&self) -> usize {
-        self.open.as_ref().map_or(0, OpenFile::memory_bytes)
+    /// What `shed` would give back: all but the file that is on its way.
+    pub fn sheddable_bytes(&self) -> usize {
+        let kept = self.sealed.front().filter(|_| self.uploading).map_or(0, |(f, _)| f.body.len());
+        self.memory_bytes() - kept
     }
 
     pub fn open_rows(&self) -> u64 {
@@ -263,7 +264,8 @@ impl Exporter {
             return self.seal(Roll::Day);
         }
         let opened = file.first_ingested_at_ms().unwrap_or(now_ms);
-        if now_ms - opened >= self.limits.age_ms_max {
+        // Behind, rows are old when they come; rolling by age would cut a file from every chunk.
+        if self.live && now_ms - opened >= self.limits.age_ms_max {
             return self.seal(Roll::Age);
         }
         Ok(())

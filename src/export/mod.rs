@@ -5,4 +5,5 @@ pub mod exporter;
 pub mod file;
 pub mod manifest;
 pub mod object;
+pub mod read;
 pub mod upload;

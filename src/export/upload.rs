@@ -62,7 +62,11 @@ impl Uploader {
                     metrics::file_uploaded(roll.as_str(), file.rows, file.body.len() as u64, started.elapsed());
                     return ended;
                 }
-                Err(Trouble::End(ended)) => return ended,
+                Err(Trouble::End(ended)) => {
+                    // The store answered, whatever it was.
+                    let _ = self.done.send(Done::StoreIsAway(false));
+                    return ended;
+                }
                 Err(Trouble::World(what, why)) => {
                     metrics::retried(what);
                     let _ = self.done.send(Done::StoreIsAway(what == "s3"));

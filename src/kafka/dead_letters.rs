@@ -113,15 +113,16 @@ impl DeadLetters {
         })
     }
 
-    /// Sends one letter and waits for the acknowledgement, however long it takes.
-    pub async fn send(&self, mut letter: DeadLetter) {
+    /// Sends one letter and waits for the acknowledgement, however long it takes. An error is fatal
+    /// for the producer: it will never send again.
+    pub async fn send(&self, mut letter: DeadLetter) -> Result<(), KafkaError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         let mut cut = false;
         loop {
             match self.try_send(&letter).await {
                 Ok(()) => {
                     metrics::dead_letters_sent(1);
-                    return;
+                    return Ok(());
                 }
                 Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge))
                     if !cut =>
@@ -129,6 +130,7 @@ impl DeadLetters {
                     letter.truncate();
                     cut = true;
                 }
+                Err(error @ KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => return Err(error),
                 Err(error) => {
                     metrics::dead_letter_send_failed();
                     tracing::warn!(

@@ -137,6 +137,9 @@ pub fn record_at(
                 return Ok(Some(chunk));
             }
             Some(Ok(_)) => return Ok(None),
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
+            ))) => return Ok(None),
             Some(Err(error)) => return Err(error),
             None => {}
         }

@@ -42,6 +42,7 @@ pub struct GroupContext {
     rejoin: AtomicBool,
     starts: Mutex<BTreeMap<i32, i64>>,
     stopped: Mutex<BTreeSet<i32>>,
+    refused: Mutex<Vec<(i32, i64)>>,
 }
 
 impl GroupContext {
@@ -55,12 +56,28 @@ impl GroupContext {
             rejoin: AtomicBool::new(false),
             starts: Mutex::default(),
             stopped: Mutex::default(),
+            refused: Mutex::default(),
         }
     }
 
     /// Number of the present assignment.
     pub fn assignment(&self) -> u64 {
         self.assignment.load(Ordering::Relaxed)
+    }
+
+    /// Begins a new assignment without the group: a partition begins again.
+    pub fn next_assignment(&self) -> u64 {
+        self.assignment.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Asks for the group to be joined anew.
+    pub fn ask_rejoin(&self) {
+        self.rejoin.store(true, Ordering::Relaxed);
+    }
+
+    /// Commits that were refused since the last call.
+    pub fn take_refused(&self) -> Vec<(i32, i64)> {
+        self.refused.lock().map(|mut r| std::mem::take(&mut *r)).unwrap_or_default()
     }
 
     /// Whether the last assignment failed and the group has to be joined anew.
@@ -94,11 +111,11 @@ impl GroupContext {
             // Comes at every rebalance in which nothing is gained, and wants an answer.
             return consumer.incremental_assign(list);
         }
-        let assignment = self.assignment.fetch_add(1, Ordering::Relaxed) + 1;
+        let assignment = self.next_assignment();
         let until = Instant::now() + self.assign_deadline;
         let starts = self.candidates(consumer, list, until).and_then(|candidates| {
             let (reply, answer) = std::sync::mpsc::channel();
-            let event = SourceEvent::Assign { assignment, candidates, reply };
+            let event = SourceEvent::Assign { assignment, candidates, until, reply };
             self.events.send(event).ok()?;
             wait_for(&answer, until.saturating_duration_since(Instant::now()))
         });
@@ -108,7 +125,7 @@ impl GroupContext {
                 deadline_ms = self.assign_deadline.as_millis() as u64,
                 "no answer from the ledger in time: taking no partition, joining the group again"
             );
-            self.rejoin.store(true, Ordering::Relaxed);
+            self.ask_rejoin();
             let all: Vec<_> =
                 list.elements().iter().map(|e| (e.partition(), Start::Stopped)).collect();
             return self.take(consumer, &all);
@@ -135,6 +152,8 @@ impl GroupContext {
             }
         }
         consumer.incremental_assign(&list)?;
+        // The client keeps a pause over a revocation: what was held when it went comes back held.
+        consumer.resume(&list)?;
         if stopped.count() > 0 { consumer.pause(&stopped) } else { Ok(()) }
     }
 
@@ -207,13 +226,19 @@ impl ConsumerContext for GroupContext {
         };
         if let Err(error) = result {
             tracing::error!(%error, "the rebalance failed: joining the group again");
-            self.rejoin.store(true, Ordering::Relaxed);
+            self.ask_rejoin();
         }
     }
 
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
         if let Err(error) = result {
-            tracing::debug!(%error, "a commit to kafka was refused; the next one repairs it");
+            tracing::debug!(%error, "a commit to kafka was refused: it is sent again");
+            if let Ok(mut refused) = self.refused.lock() {
+                let offset = |e: &TopicPartitionListElem<'_>| e.offset().to_raw();
+                refused.extend(
+                    list.elements().iter().filter_map(|e| Some((e.partition(), offset(e)?))),
+                );
+            }
         }
     }
 }

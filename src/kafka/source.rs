@@ -38,7 +38,17 @@ const POLL_WAIT: Duration = Duration::from_millis(10);
 pub enum SourceEvent {
     Chunk(Chunk),
     /// Partitions were assigned; the callback waits for where to start each.
-    Assign { assignment: u64, candidates: Vec<Candidate>, reply: Sender<Vec<(i32, Start)>> },
+    Assign {
+        assignment: u64,
+        candidates: Vec<Candidate>,
+        /// When the callback gives up: nothing may be taken over later than that.
+        until: Instant,
+        reply: Sender<Vec<(i32, Start)>>,
+    },
+    /// A partition began again: its records are those of this assignment, or a later one.
+    Restarted { partition: i32, assignment: u64 },
+    /// The client could not read something it fetched: a jump of offsets may hide records now.
+    Unreadable,
     /// Partitions are taken away; the callback waits for the offsets to commit.
     Revoke { partitions: Vec<i32>, lost: bool, reply: Sender<Vec<(i32, i64)>> },
     /// The broker does not have the offset that comes next.
@@ -230,6 +240,7 @@ impl Poller {
     }
 
     fn restart(&mut self, partition: i32, offset: i64) {
+        self.hand_over();
         self.held.remove(&partition);
         let context = self.consumer.context().clone();
         context.set_stopped(partition, false);
@@ -240,13 +251,22 @@ impl Poller {
         let result = self
             .consumer
             .incremental_unassign(&list)
-            .and_then(|()| self.consumer.incremental_assign(&list));
+            .and_then(|()| self.consumer.incremental_assign(&list))
+            .and_then(|()| self.consumer.resume(&list));
         match result {
             Ok(()) => {
                 self.next.insert(partition, offset);
-                context.begin(partition, offset);
+                let assignment = context.next_assignment();
+                self.chunk.assignment = assignment;
+                let _ = self.events.send(SourceEvent::Restarted { partition, assignment });
+                if self.paused {
+                    self.set_paused(true);
+                }
             }
-            Err(error) => tracing::warn!(partition, %error, "cannot begin the partition again"),
+            Err(error) => {
+                tracing::warn!(partition, %error, "cannot begin the partition again: joining the group again");
+                context.ask_rejoin();
+            }
         }
     }
 
@@ -305,6 +325,10 @@ impl Poller {
             // What was held before belongs to an earlier ownership.
             self.held.retain(|partition| !starts.contains_key(partition));
             self.next.extend(starts);
+            if self.paused {
+                // New partitions come unpaused, and there is still no room.
+                self.set_paused(true);
+            }
         }
         false
     }
@@ -340,6 +364,17 @@ impl Poller {
             KafkaError::MessageConsumption(
                 RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
             ) => self.find_out_of_range(),
+            KafkaError::MessageConsumption(
+                code @ (RDKafkaErrorCode::BadMessage
+                | RDKafkaErrorCode::BadCompression
+                | RDKafkaErrorCode::InvalidMessage
+                | RDKafkaErrorCode::Fail),
+            ) => {
+                crate::telemetry::metrics::source_error();
+                tracing::error!(error = %code, "records were fetched that cannot be read");
+                self.hand_over();
+                let _ = self.events.send(SourceEvent::Unreadable);
+            }
             KafkaError::MessageConsumption(code) => {
                 crate::telemetry::metrics::source_error();
                 tracing::warn!(error = %code, "kafka reports an error; the client goes on by itself");
@@ -395,10 +430,16 @@ impl Poller {
     }
 
     fn commit_if_due(&mut self) {
+        for (partition, frontier) in self.consumer.context().take_refused() {
+            self.commits.entry(partition).or_insert(frontier);
+        }
         if self.commits.is_empty() || self.committed_at.elapsed() < self.commit_interval {
             return;
         }
-        let frontiers: Vec<_> = std::mem::take(&mut self.commits).into_iter().collect();
+        let Ok(assigned) = self.consumer.assignment() else { return };
+        let is_ours = |p: &i32| assigned.find_partition(&self.topic, *p).is_some();
+        let frontiers: Vec<_> =
+            std::mem::take(&mut self.commits).into_iter().filter(|(p, _)| is_ours(p)).collect();
         self.commit(&frontiers, CommitMode::Async);
     }
 

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Done, Ended, Pipeline, day_reached};
+use super::{Done, Ended, Pipeline, Stopped, day_reached};
 use crate::export::exporter::Roll;
 use crate::export::file::FileError;
 use crate::export::upload::Uploaded;
 use crate::kafka::probe::{self, Found};
-use crate::partition::{Partition, Wait};
+use crate::partition::{AbortOnDrop, Partition, Wait};
 use crate::postgres::ledger::Stop;
 use crate::postgres::reread::{self, Range, Reread};
 use crate::postgres::days;
@@ -32,7 +32,10 @@ const REPORT_LAG: Duration = Duration::from_secs(10);
 impl Pipeline {
     pub(super) fn on_exported(&mut self, done: Done) -> Result<(), Ended> {
         match done {
-            Done::Read { partition, epoch, result } => self.on_read(partition, epoch, result),
+            Done::Read { partition, epoch, result } => {
+                self.on_read(partition, epoch, result);
+                Ok(())
+            }
             Done::Uploaded { partition, epoch, ended } => {
                 self.on_uploaded(partition, epoch, ended);
                 self.start_uploads();
@@ -43,9 +46,9 @@ impl Pipeline {
                     away.then(|| self.store_away_since.unwrap_or_else(Instant::now));
                 Ok(())
             }
-            Done::Probed { now_ms, empty } => {
+            Done::Probed { now_ms, at, empty } => {
                 self.probing = false;
-                self.clock = (now_ms, Instant::now());
+                self.clock = (now_ms, at);
                 self.advance_days(now_ms, &empty);
                 Ok(())
             }
@@ -72,20 +75,20 @@ impl Pipeline {
     }
 
     /// Seals what is due, keeps memory in its bounds, starts uploads and reading back.
-    pub(super) fn look_after_exports(&mut self) -> Result<(), Ended> {
+    pub(super) fn look_after_exports(&mut self) {
         let now_ms = crate::partition::now_ms();
         for partition in self.partitions.values_mut() {
-            let (id, day) = (partition.id, partition.day);
-            partition.exporter.seal_if_due(now_ms, day).map_err(|e| cannot_export(id, &e))?;
+            if let Err(error) = partition.exporter.seal_if_due(now_ms, partition.day) {
+                halt(partition, &error);
+            }
         }
-        self.keep_memory()?;
+        self.keep_memory();
         self.start_uploads();
         self.start_read();
-        Ok(())
     }
 
     /// One byte budget: at the limit the largest file rolls, or is dropped if the store is away.
-    fn keep_memory(&mut self) -> Result<(), Ended> {
+    fn keep_memory(&mut self) {
         let queue = self.config.kafka.queued_kbytes_max << 10;
         let budget = self.config.export.memory_bytes_max.saturating_sub(queue) as usize;
         let away = self.store_away_since.is_some_and(|since| since.elapsed() > STORE_AWAY);
@@ -93,25 +96,22 @@ impl Pipeline {
             let batches: usize = self.partitions.values().map(|p| p.open.tuples.capacity()).sum();
             let exports: usize = self.partitions.values().map(|p| p.exporter.memory_bytes()).sum();
             if batches + exports <= budget {
-                return Ok(());
+                return;
             }
-            let largest = self.partitions.values_mut().max_by_key(|p| p.exporter.memory_bytes());
-            let Some(partition) = largest.filter(|p| p.exporter.memory_bytes() > 0) else {
-                return Ok(());
+            let largest = self.partitions.values_mut().max_by_key(|p| p.exporter.sheddable_bytes());
+            let Some(partition) = largest.filter(|p| p.exporter.sheddable_bytes() > 0) else {
+                return;
             };
-            let before = partition.exporter.memory_bytes();
             if !away && !partition.exporter.is_uploading() {
-                let id = partition.id;
-                partition.exporter.seal(Roll::Memory).map_err(|e| cannot_export(id, &e))?;
+                if let Err(error) = partition.exporter.seal(Roll::Memory) {
+                    halt(partition, &error);
+                }
                 self.start_uploads();
                 // Sealed it is smaller; what is left goes when it is uploaded.
-                return Ok(());
+                return;
             }
             partition.exporter.shed();
             metrics::export_shed();
-            if partition.exporter.memory_bytes() >= before {
-                return Ok(());
-            }
         }
     }
 
@@ -120,10 +120,11 @@ impl Pipeline {
             let Some((file, roll)) = partition.exporter.next_upload() else { continue };
             let (uploader, done) = (self.uploader.clone(), self.done.clone());
             let (id, epoch) = (partition.id, partition.epoch);
-            tokio::spawn(async move {
+            let task = tokio::spawn(async move {
                 let ended = uploader.upload(file, roll).await;
                 let _ = done.send(Done::Uploaded { partition: id, epoch, ended });
             });
+            partition.upload = Some(AbortOnDrop(task.abort_handle()));
         }
     }
 
@@ -148,11 +149,12 @@ impl Pipeline {
     /// Starts reading one chunk back, if an export is behind and nothing speaks against it now.
     fn start_read(&mut self) {
         let settled = Duration::from_millis(self.config.export.settle_ms);
-        let busy = !self.backlog.is_empty() && self.lanes.iter().all(|lane| lane.busy);
+        let busy = !self.backlog.is_empty() && self.lanes.iter().all(|lane| lane.busy.is_some());
         let yields = busy && self.read_at.elapsed() < READ_YIELD;
         if self.reading.is_some()
             || self.settled_at.elapsed() < settled
-            || self.store_away_since.is_some()
+            || (self.store_away_since.is_some()
+                && self.partitions.values().any(|p| p.exporter.is_uploading()))
             || self.shutdown.is_some()
             || yields
         {
@@ -196,18 +198,18 @@ impl Pipeline {
         }
     }
 
-    fn on_read(&mut self, id: i32, epoch: i64, result: Result<Reread, String>) -> Result<(), Ended> {
+    fn on_read(&mut self, id: i32, epoch: i64, result: Result<Reread, String>) {
         self.reading = None;
-        let Some(partition) = self.partition_of(id, epoch) else { return Ok(()) };
+        let Some(partition) = self.partition_of(id, epoch) else { return };
         match result {
             Ok(Reread::Rows { tuples, rows, complete, export_frontier }) => {
                 let frontier = partition.frontier;
-                partition
-                    .exporter
-                    .read(&tuples, complete, export_frontier, frontier)
-                    .map_err(|e| cannot_export(id, &e))?;
+                let read = partition.exporter.read(&tuples, complete, export_frontier, frontier);
+                if let Err(error) = read {
+                    halt(partition, &error);
+                }
                 metrics::rows_reread(rows);
-                self.keep_memory()?;
+                self.keep_memory();
                 self.start_uploads();
                 self.start_read();
             }
@@ -218,7 +220,6 @@ impl Pipeline {
                 tracing::warn!(partition = id, why, "rows were not read back: trying again");
             }
         }
-        Ok(())
     }
 
     /// Closes partitions' days, moves days of partitions that are empty, finishes the topic's days.
@@ -241,7 +242,7 @@ impl Pipeline {
             let (pool, done) = (self.outside.pool.clone(), self.done.clone());
             tokio::spawn(async move {
                 if let Ok(now_ms) = days::now_ms(&pool).await {
-                    let _ = done.send(Done::Clock(now_ms));
+                    let _ = done.send(Done::Clock(now_ms, Instant::now()));
                 }
             });
         }
@@ -254,11 +255,11 @@ impl Pipeline {
                 continue;
             }
             partition.closing = true;
-            let (id, epoch) = (partition.id, partition.epoch);
+            let (id, epoch, reached) = (partition.id, partition.epoch, partition.day);
             let (pool, topic, done) =
                 (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
             tokio::spawn(async move {
-                let day = days::close_partition(&pool, &topic, id, epoch).await;
+                let day = days::close_partition(&pool, &topic, id, epoch, reached).await;
                 if let Err(error) = &day {
                     tracing::warn!(partition = id, %error, "a day is not closed yet: trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -289,13 +290,15 @@ impl Pipeline {
         let config = crate::kafka::client_config(&self.config);
         let (pool, topic, done) =
             (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
-        let fallback_ms = self.clock_ms();
+        let (fallback_ms, asked_at) = (self.clock_ms(), Instant::now());
         tokio::spawn(async move {
             // The clock is read before the fetch is issued: what the fetch does not see is later.
             let Ok(now_ms) = days::now_ms(&pool).await else {
-                let _ = done.send(Done::Probed { now_ms: fallback_ms, empty: Vec::new() });
+                let (now_ms, at) = (fallback_ms, asked_at);
+                let _ = done.send(Done::Probed { now_ms, at, empty: Vec::new() });
                 return;
             };
+            let read_at = Instant::now();
             let at: Vec<(i32, i64)> = wanted.iter().map(|(p, _, frontier)| (*p, *frontier)).collect();
             let read = move || probe::read_at(&config, &topic, &at, Duration::from_secs(5));
             let found = match tokio::task::spawn_blocking(read).await {
@@ -304,7 +307,7 @@ impl Pipeline {
             };
             let is_empty = |id: &i32| found.get(id) == Some(&Found::End);
             let empty = wanted.into_iter().filter(|(id, ..)| is_empty(id)).collect();
-            let _ = done.send(Done::Probed { now_ms, empty });
+            let _ = done.send(Done::Probed { now_ms, at: read_at, empty });
         });
     }
 
@@ -331,7 +334,10 @@ impl Pipeline {
                     match days::advance(&pool, &topic, at, (from, to)).await {
                         Ok(true) => break Some(to),
                         // Mine from a try whose answer was lost, or another owner's: the ledger says.
-                        Ok(false) => break days::reached(&pool, &topic, id, epoch).await.ok().flatten(),
+                        Ok(false) => match days::reached(&pool, &topic, id, epoch).await {
+                            Ok(day) => break day,
+                            Err(error) => tracing::warn!(partition = id, %error, "the day is not known yet"),
+                        },
                         Err(error) => tracing::warn!(partition = id, %error, "the day is not moved yet"),
                     }
                     backoff.wait().await;
@@ -383,6 +389,7 @@ impl Pipeline {
                 (Some(Wait::Schema(_)), ..) => "waits for the registry",
                 (Some(Wait::DeadLetters), ..) => "waits for the dead-letter topic",
                 (Some(Wait::Day), ..) => "moves to the next day",
+                (Some(Wait::Persist), ..) => "waits for postgres",
                 (None, Some(_), _) => "export halted",
                 (None, None, true) => "live",
                 (None, None, false) => "export behind",
@@ -394,7 +401,7 @@ impl Pipeline {
                 state: state.to_owned(),
             });
         }
-        for (id, why) in &self.stopped {
+        for (id, Stopped { why, .. }) in &self.stopped {
             snapshot.push(health::PartitionStatus {
                 partition: *id,
                 persist_frontier: -1,
@@ -432,6 +439,10 @@ impl Pipeline {
     }
 }
 
-fn cannot_export(partition: i32, error: &FileError) -> Ended {
-    Ended::Fatal(format!("partition {partition}: cannot export: {error}"))
+/// Rows that cannot be put into a file: the table holds what this worker did not write, or there is a
+/// bug. The export of that partition stops; persisting goes on.
+pub(super) fn halt(partition: &mut Partition, error: &FileError) {
+    metrics::export_conflict();
+    tracing::error!(partition = partition.id, %error, "rows cannot be exported: the export of this partition stops");
+    partition.exporter.halt(error.to_string());
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Done, Ended, Pipeline, Reply};
+use super::{Done, Ended, Pipeline, Reply, Stopped, export_side};
 use crate::event::{Reject, RejectReason};
 use crate::export::exporter::Exporter;
 use crate::kafka::dead_letters::DeadLetter;
@@ -20,6 +20,12 @@ use crate::telemetry::metrics;
 /// How long "there is no such schema" is believed. Longer keeps rejecting events of a schema that was
 /// registered late; shorter asks the registry about every bad id again and again.
 const MISSING_FOR: Duration = Duration::from_secs(300);
+/// How long the group may take to say that a partition is another's, after the ledger said so. A worker
+/// that was stopped hears it within a heartbeat; longer leaves a partition without any owner.
+const FENCED_PATIENCE: Duration = Duration::from_secs(5);
+/// How often something unreadable is fetched again before an operator has to decide. More repeats what
+/// did not help; fewer pages for one bad transfer.
+const UNREADABLE_MAX: u32 = 3;
 
 impl Pipeline {
     pub(super) fn on_done(&mut self, done: Done) -> Result<(), Ended> {
@@ -29,7 +35,7 @@ impl Pipeline {
             }
             Done::Persisted { lane, result } => {
                 if let Some(lane) = self.lanes.get_mut(lane) {
-                    lane.busy = false;
+                    lane.busy = None;
                 }
                 return self.on_persisted(result);
             }
@@ -37,7 +43,9 @@ impl Pipeline {
             Done::Schema { id, answer } => return self.on_schema(id, answer),
             Done::Repaired { partition, epoch, batch } => self.on_repaired(partition, epoch, batch),
             Done::Released(partitions) => self.on_released(partitions),
-            Done::Clock(now_ms) => self.clock = (now_ms, Instant::now()),
+            Done::StopWritten { partition, ours } => self.on_stop_written(partition, ours),
+            Done::Clock(now_ms, at) => self.clock = (now_ms, at),
+            Done::Failed(why) => return Err(Ended::Fatal(why)),
             export => return self.on_exported(export),
         }
         Ok(())
@@ -55,11 +63,13 @@ impl Pipeline {
             Err(error @ LedgerError::Flood { .. }) => return Err(Ended::Flood(error.to_string())),
             Err(error @ LedgerError::Foreign { .. }) => return Err(Ended::Ledger(error.to_string())),
             // The callback's deadline is over too: nothing is taken, the group is joined again.
-            Err(LedgerError::Sql(error)) => {
+            Err(error @ (LedgerError::Sql(_) | LedgerError::World(_))) => {
                 tracing::warn!(%error, "the partitions were not taken over");
                 if matches!(reply, Reply::Restart) {
-                    let again = candidates.iter().map(|c| (c.partition, "released".to_owned()));
-                    self.stopped.extend(again);
+                    for candidate in candidates {
+                        let why = "released, and not taken over yet".to_owned();
+                        self.stopped.insert(candidate.partition, Stopped { why, written: true });
+                    }
                 }
                 return Ok(());
             }
@@ -72,13 +82,21 @@ impl Pipeline {
                 why,
                 "the partition is stopped until an operator decides: `feed-worker ledger show`"
             );
-            self.stopped.insert(*id, why.clone());
+            self.stopped.insert(*id, Stopped { why: why.clone(), written: true });
             starts.push((*id, Start::Stopped));
         }
         for owned in &assigned.owned {
+            // Given to somebody else while an operator's release was being obeyed.
+            if !self.given.contains(&owned.partition) {
+                continue;
+            }
             let Some(candidate) = candidates.iter().find(|c| c.partition == owned.partition) else {
                 continue;
             };
+            if candidate.committed != Some(owned.persist_frontier) {
+                // Kafka is told at once: lag tools must not wait for the next record.
+                self.source.send(Command::Commit(vec![(owned.partition, owned.persist_frontier)]));
+            }
             if candidate.committed.is_some_and(|c| c != owned.persist_frontier) {
                 metrics::commit_differed();
                 tracing::info!(
@@ -140,7 +158,7 @@ impl Pipeline {
         let rows_max = self.config.batch.rows_max as u64;
         let lanes = self.lanes.len();
         for (number, lane) in self.lanes.iter_mut().enumerate() {
-            if lane.busy {
+            if lane.busy.is_some() {
                 continue;
             }
             let mut rows = 0;
@@ -165,13 +183,14 @@ impl Pipeline {
                 .map(Partition::take_batch)
                 .collect();
             if !job.is_empty() {
-                lane.busy = lane.jobs.send(job).is_ok();
+                lane.busy = lane.jobs.send(job).is_ok().then(Instant::now);
             }
         }
     }
 
     fn on_persisted(&mut self, result: JobResult) -> Result<(), Ended> {
         let mut frontiers = Vec::new();
+        let mut unpark = Vec::new();
         let (mut rows, mut oldest_ms) = (0, i64::MAX);
         for (batch, outcome) in result {
             let id = batch.partition;
@@ -183,13 +202,17 @@ impl Pipeline {
             match outcome {
                 Outcome::Committed => {
                     partition.in_flight = false;
+                    if partition.wait == Some(Wait::Persist) {
+                        partition.wait = None;
+                        unpark.push(id);
+                    }
                     partition.frontier = batch.next;
                     partition.day = batch.day;
                     frontiers.push((id, batch.next));
                     rows += batch.rows;
                     oldest_ms = oldest_ms.min(batch.oldest_ms);
                     if let Err(error) = partition.exporter.committed(&batch.tuples, batch.next) {
-                        return Err(Ended::Fatal(format!("partition {id}: cannot export: {error}")));
+                        export_side::halt(partition, &error);
                     }
                 }
                 Outcome::Fenced => self.lose(id),
@@ -209,7 +232,7 @@ impl Pipeline {
             metrics::batch_committed(rows, latency_ms as f64);
             self.source.send(Command::Commit(frontiers));
         }
-        Ok(())
+        unpark.into_iter().try_for_each(|id| self.unpark(id))
     }
 
     /// Another owner has the partition: forget it. The group will say so too.
@@ -232,27 +255,79 @@ impl Pipeline {
         metrics::partition_stopped(stop.as_str());
         self.partitions.remove(&id);
         self.source.send(Command::Hold(id, true));
-        self.stopped.insert(id, format!("{}: {detail}", stop.as_str()));
-        let (pool, topic) = (self.outside.pool.clone(), self.config.kafka.topic.clone());
+        let why = format!("{}: {detail}", stop.as_str());
+        self.stopped.insert(id, Stopped { why, written: false });
+        let (pool, topic, done) =
+            (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
         tokio::spawn(async move {
             let mut backoff =
                 Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-            while let Err(error) = ledger::stop(&pool, &topic, id, epoch, stop, &detail).await {
-                tracing::warn!(partition = id, %error, "the stop is not written down yet");
+            let ours = loop {
+                match ledger::stop(&pool, &topic, id, epoch, stop, &detail).await {
+                    Ok(ours) => break ours,
+                    Err(error) => tracing::warn!(partition = id, %error, "the stop is not written down yet"),
+                }
                 backoff.wait().await;
-            }
+            };
+            let _ = done.send(Done::StopWritten { partition: id, ours });
         });
     }
 
+    fn on_stop_written(&mut self, id: i32, ours: bool) {
+        if ours {
+            if let Some(stopped) = self.stopped.get_mut(&id) {
+                stopped.written = true;
+            }
+        } else if self.stopped.remove(&id).is_some() {
+            // Whoever owns it now will find out for itself.
+            self.fenced.insert(id, Instant::now());
+        }
+    }
+
+    /// Fetches again what was jumped over after something could not be read; in the end it is for an
+    /// operator to decide.
+    pub(super) fn begin_again(&mut self, id: i32) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        partition.unreadable += 1;
+        partition.suspect = false;
+        let expected = partition.expected();
+        if partition.unreadable > UNREADABLE_MAX {
+            let detail = format!("what stands at offset {expected} was fetched and cannot be read");
+            partition.stopping = Some((Stop::Unreadable, detail));
+            partition.leaving = true;
+            return;
+        }
+        // Nothing is taken until the poll thread says that it begins again.
+        partition.assignment = u64::MAX;
+        self.source.send(Command::Restart(id, expected));
+    }
+
+    /// The broker lacks what comes next: the partition stops once what was read before is written.
     pub(super) fn stop_out_of_range(&mut self, id: i32, next: i64, low: i64, high: i64) {
-        let Some(partition) = self.partitions.get(&id) else { return };
-        let epoch = partition.epoch;
-        let (stop, detail) = if low > next {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        if next < partition.expected() {
+            return; // of an earlier assignment
+        }
+        partition.leaving = true;
+        partition.stopping = Some(if low > next {
             (Stop::Gap, format!("offsets {next}..{low} were not read and are gone from the broker"))
         } else {
             (Stop::Ahead, format!("the next offset is {next}, but the partition ends at {high}"))
-        };
-        self.stop(id, epoch, stop, detail);
+        });
+    }
+
+    /// Stops partitions that were only waiting for their last batch.
+    fn stop_what_is_written(&mut self) {
+        let due = |p: &&mut Partition| p.stopping.is_some() && p.is_written();
+        let stopping: Vec<_> = self
+            .partitions
+            .values_mut()
+            .filter(due)
+            .filter_map(|p| p.stopping.take().map(|(stop, detail)| (p.id, p.epoch, stop, detail)))
+            .collect();
+        for (id, epoch, stop, detail) in stopping {
+            self.stop(id, epoch, stop, detail);
+        }
     }
 
     /// Postgres refuses a row: its record is read again, dead-lettered, and the rest is written.
@@ -262,6 +337,9 @@ impl Pipeline {
         let (letters, done) = (self.outside.dead_letters.clone(), self.done.clone());
         let (partition, epoch) = (batch.partition, batch.epoch);
         metrics::rejected(RejectReason::RefusedByPostgres.as_str(), 1);
+        if let Some(partition) = self.partitions.get_mut(&partition) {
+            partition.repairing = true;
+        }
         tokio::spawn(async move {
             let mut backoff =
                 Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -287,9 +365,11 @@ impl Pipeline {
                 let _ = done.send(Done::Repaired { partition, epoch, batch: None });
                 return;
             };
-            letters.send(letter).await;
             let batch = Some(without(batch, offset));
-            let _ = done.send(Done::Repaired { partition, epoch, batch });
+            let _ = done.send(match letters.send(letter).await {
+                Ok(()) => Done::Repaired { partition, epoch, batch },
+                Err(error) => Done::Failed(format!("the producer of dead letters: {error}")),
+            });
         });
     }
 
@@ -297,6 +377,7 @@ impl Pipeline {
         let Some(partition) = self.partitions.get_mut(&id).filter(|p| p.epoch == epoch) else {
             return;
         };
+        partition.repairing = false;
         match batch {
             Some(batch) => {
                 partition.in_flight = false;
@@ -360,15 +441,16 @@ impl Pipeline {
                 self.decoder.forget(id);
             }
         }
-        let patience = Duration::from_millis(self.config.kafka.session_timeout_ms + 2_000);
-        if self.fenced.values().any(|since| since.elapsed() > patience) {
+        self.stop_what_is_written();
+        if self.fenced.values().any(|since| since.elapsed() > FENCED_PATIENCE) {
             tracing::warn!("a lost partition was not taken back by the group: joining it again");
             self.fenced.clear();
             self.source.send(Command::Rejoin(Duration::from_secs(1)));
         }
-        if !self.stopped.is_empty() && self.asked_released_at.elapsed() > Duration::from_secs(2) {
+        let ids: Vec<i32> =
+            self.stopped.iter().filter(|(_, s)| s.written).map(|(id, _)| *id).collect();
+        if !ids.is_empty() && self.asked_released_at.elapsed() > Duration::from_secs(2) {
             self.asked_released_at = Instant::now();
-            let ids: Vec<i32> = self.stopped.keys().copied().collect();
             let (pool, topic, done) =
                 (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
             tokio::spawn(async move {
@@ -391,6 +473,7 @@ impl Pipeline {
         let config = crate::kafka::client_config(&self.config);
         let topic = self.config.kafka.topic.clone();
         let (assigner, done) = (self.assigner.clone(), self.done.clone());
+        let deadline = Duration::from_millis(self.config.kafka.assign_deadline_ms);
         tokio::spawn(async move {
             let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
             let bounds = loop {
@@ -407,9 +490,11 @@ impl Pipeline {
                 .into_iter()
                 .map(|(partition, low, high)| Candidate { partition, low, high, committed: None })
                 .collect();
-            let result = assigner.assign(&candidates).await;
+            let until = Instant::now() + deadline;
+            let result = assigner.assign(&candidates, until).await;
             let reply = Reply::Restart;
-            let _ = done.send(Done::Assigned { assignment: 0, candidates, reply, result });
+            // Nothing is taken until the poll thread says that it begins again.
+            let _ = done.send(Done::Assigned { assignment: u64::MAX, candidates, reply, result });
         });
     }
 }

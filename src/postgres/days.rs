@@ -60,26 +60,31 @@ pub async fn reached(
     .await
 }
 
-/// Closes every day before the partition's own if no row of them is left to export.
+/// Closes every day before `day`, which the partition has reached, if no row of them is left to
+/// export. The day is given: all rows before it were committed when the partition reached it, so
+/// that the statement sees them even if it has to wait for a transaction that moves the day on.
 /// Returns the closed day that now stands, none when the partition is another's.
 pub async fn close_partition(
     pool: &PgPool,
     topic: &str,
     partition: i32,
     epoch: i64,
+    day: i32,
 ) -> Result<Option<i32>, sqlx::Error> {
-    sqlx::query(
-        "UPDATE partition_ledger l SET closed_day = l.persist_day - 1, updated_at = now()
-         WHERE topic = $1 AND partition = $2 AND epoch = $3 AND closed_day < persist_day - 1
+    sqlx::query(concat!(
+        "UPDATE partition_ledger l SET closed_day = ", day!(4), " - 1, updated_at = now()
+         WHERE topic = $1 AND partition = $2 AND epoch = $3 AND persist_day = ", day!(4), "
+           AND closed_day < ", day!(4), " - 1
            AND NOT EXISTS (
                SELECT FROM user_interactions u
                WHERE u.kafka_partition = l.partition AND u.kafka_offset >= l.export_frontier
                  AND u.recorded_at >= (l.closed_day + 1)::timestamp AT TIME ZONE 'UTC'
-                 AND u.recorded_at < l.persist_day::timestamp AT TIME ZONE 'UTC')",
-    )
+                 AND u.recorded_at < ", day!(4), "::timestamp AT TIME ZONE 'UTC')"
+    ))
     .bind(topic)
     .bind(partition)
     .bind(epoch)
+    .bind(day)
     .execute(pool)
     .await?;
     sqlx::query_scalar(

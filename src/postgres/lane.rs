@@ -18,6 +18,10 @@ use crate::retry::Backoff;
 use crate::row;
 use crate::telemetry::metrics;
 
+/// How long a lane waits for a lock that somebody else holds before it looks who that is. Longer delays
+/// a takeover from a stopped owner; shorter sends batches again over every hiccup.
+const LOCK_TIMEOUT_MS: &str = "1000";
+
 /// A contiguous range of one partition: its rows, and where the ledger stands before and after.
 #[derive(Debug, Default)]
 pub struct PartitionBatch {
@@ -61,6 +65,7 @@ pub type JobResult = Vec<(PartitionBatch, Outcome)>;
 pub struct Lane {
     topic: String,
     options: PgConnectOptions,
+    statement_timeout_ms: i64,
     deadline: Duration,
     connection: Option<PgConnection>,
 }
@@ -75,6 +80,8 @@ enum Failure {
     Unknown(String),
     /// The world's fault.
     Transient(String),
+    /// Somebody holds a lock, or a statement took too long.
+    Blocked(String),
 }
 
 impl Lane {
@@ -82,7 +89,8 @@ impl Lane {
     pub fn new(config: &Config) -> Result<Self, sqlx::Error> {
         Ok(Lane {
             topic: config.kafka.topic.clone(),
-            options: super::connect_options(config)?,
+            options: super::connect_options(config)?.options([("lock_timeout", LOCK_TIMEOUT_MS)]),
+            statement_timeout_ms: config.postgres.statement_timeout_ms as i64,
             deadline: Duration::from_millis(config.postgres.deadline_ms),
             connection: None,
         })
@@ -106,19 +114,47 @@ impl Lane {
                     self.settle(&mut job, &mut done).await;
                 }
                 Err(Failure::Duplicate) => {
-                    if let Err(why) = self.split_duplicates(&mut job, &mut done).await {
-                        self.wait(&mut backoff, &why).await;
+                    let before = job.len();
+                    match self.split_duplicates(&mut job, &mut done).await {
+                        Ok(()) if job.len() < before => {}
+                        Ok(()) => self.wait(&mut backoff, "a duplicate key that is in no batch").await,
+                        Err(why) => self.wait(&mut backoff, &why).await,
                     }
                 }
                 Err(Failure::Refused) => {
-                    if let Err(why) = self.split_refused(&mut job, &mut done).await {
-                        self.wait(&mut backoff, &why).await;
+                    let before = job.len();
+                    match self.split_refused(&mut job, &mut done).await {
+                        Ok(()) if job.len() < before => {}
+                        Ok(()) => self.wait(&mut backoff, "a refusal that no row explains").await,
+                        Err(why) => self.wait(&mut backoff, &why).await,
                     }
+                }
+                Err(Failure::Blocked(why)) => {
+                    self.evict_stopped_owner().await;
+                    self.wait(&mut backoff, &why).await;
                 }
                 Err(Failure::Transient(why)) => self.wait(&mut backoff, &why).await,
             }
         }
         done
+    }
+
+    /// Ends sessions of workers that were stopped in the middle of sending rows: no time-out of
+    /// Postgres acts on a COPY that waits for its client, and its rows would block their successor's
+    /// for as long as the worker is stopped. A COPY that is older than the statement time-out is one.
+    async fn evict_stopped_owner(&mut self) {
+        let (deadline, older_ms) = (self.deadline, self.statement_timeout_ms);
+        self.connection = None;
+        let Ok(connection) = self.connection().await else { return };
+        let evict = sqlx::query_scalar::<_, i64>(EVICT).bind(older_ms).fetch_one(connection);
+        match tokio::time::timeout(deadline, evict).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(evicted)) => {
+                tracing::warn!(evicted, "sessions of stopped workers that held rows were ended");
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "cannot look for sessions of stopped workers"),
+            Err(_) => self.connection = None,
+        }
     }
 
     async fn wait(&mut self, backoff: &mut Backoff, why: &str) {
@@ -244,7 +280,8 @@ impl Lane {
     async fn split_duplicates(&mut self, job: &mut Job, done: &mut JobResult) -> Result<(), String> {
         let stands = self.ledger_rows(job).await?;
         let mut rest = Job::new();
-        for batch in std::mem::take(job) {
+        let mut left = std::mem::take(job).into_iter();
+        while let Some(batch) = left.next() {
             let stand = stands.iter().find(|(p, ..)| *p == batch.partition);
             let passes = stand.is_some_and(|(_, e, f)| *e == batch.epoch && *f == batch.first);
             if !passes {
@@ -256,7 +293,8 @@ impl Lane {
                 Ok(false) => rest.push(batch),
                 Err(why) => {
                     rest.push(batch);
-                    job.append(&mut rest);
+                    rest.extend(left);
+                    *job = rest;
                     return Err(why);
                 }
             }
@@ -267,24 +305,28 @@ impl Lane {
 
     async fn rows_exist(&mut self, batch: &PartitionBatch) -> Result<bool, String> {
         let (partition, first, next) = (batch.partition, batch.first, batch.next);
+        let deadline = self.deadline;
         let connection = self.connection().await.map_err(|f| f.to_string())?;
-        sqlx::query_scalar(
+        let exists = sqlx::query_scalar(
             "SELECT EXISTS (SELECT FROM user_interactions
              WHERE kafka_partition = $1 AND kafka_offset >= $2 AND kafka_offset < $3)",
         )
         .bind(partition)
         .bind(first)
         .bind(next)
-        .fetch_one(connection)
-        .await
-        .map_err(|e| e.to_string())
+        .fetch_one(connection);
+        match tokio::time::timeout(deadline, exists).await {
+            Ok(exists) => exists.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("no answer within {deadline:?}")),
+        }
     }
 
     /// Finds, in each partition's batch, the first row that Postgres refuses: by trial transactions
     /// that are rolled back, log2(rows) of them.
     async fn split_refused(&mut self, job: &mut Job, done: &mut JobResult) -> Result<(), String> {
         let mut rest = Job::new();
-        for batch in std::mem::take(job) {
+        let mut left = std::mem::take(job).into_iter();
+        while let Some(batch) = left.next() {
             match self.first_refused(&batch).await {
                 Ok(Some((offset, sqlstate))) => {
                     done.push((batch, Outcome::Refused { offset, sqlstate }));
@@ -292,6 +334,7 @@ impl Lane {
                 Ok(None) => rest.push(batch),
                 Err(why) => {
                     rest.push(batch);
+                    rest.extend(left);
                     *job = rest;
                     return Err(why);
                 }
@@ -327,17 +370,22 @@ impl Lane {
 
     /// Tries to COPY these rows and rolls back: the SQLSTATE if Postgres refuses one of them.
     async fn trial(&mut self, tuples: &[u8]) -> Result<Option<String>, String> {
+        let deadline = self.deadline;
         let connection = self.connection().await.map_err(|f| f.to_string())?;
-        let result = async {
+        let result = tokio::time::timeout(deadline, async {
             connection.execute("BEGIN").await?;
             let copied = copy(connection, &[tuples]).await;
             connection.execute("ROLLBACK").await?;
             copied
-        }
+        })
         .await;
         match result {
-            Ok(()) => Ok(None),
-            Err(error) => {
+            Ok(Ok(())) => Ok(None),
+            Err(_) => {
+                self.connection = None;
+                Err(format!("no answer within {deadline:?}"))
+            }
+            Ok(Err(error)) => {
                 self.connection = None;
                 match sqlstate(&error) {
                     Some(code) if refuses_a_row(&code) => Ok(Some(code)),
@@ -354,7 +402,7 @@ impl std::fmt::Display for Failure {
             Failure::Fenced(partitions) => write!(f, "fenced: partitions {partitions:?}"),
             Failure::Duplicate => f.write_str("duplicate key"),
             Failure::Refused => f.write_str("a row was refused"),
-            Failure::Unknown(why) | Failure::Transient(why) => f.write_str(why),
+            Failure::Unknown(why) | Failure::Transient(why) | Failure::Blocked(why) => f.write_str(why),
         }
     }
 }
@@ -368,6 +416,8 @@ fn failure(error: sqlx::Error) -> Failure {
     match sqlstate(&error).as_deref() {
         Some("23505") => Failure::Duplicate,
         Some(code) if refuses_a_row(code) => Failure::Refused,
+        // Lock time-out, statement time-out.
+        Some("55P03" | "57014") => Failure::Blocked(error.to_string()),
         _ => Failure::Transient(error.to_string()),
     }
 }
@@ -431,6 +481,14 @@ async fn move_frontiers(
         .fetch_all(connection)
         .await
 }
+
+/// Another user's sessions, or another program's, are never looked at.
+const EVICT: &str = "
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE application_name = 'feed-worker' AND datname = current_database() AND usename = current_user
+      AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'
+      AND query LIKE 'COPY user_interactions%'
+      AND query_start < clock_timestamp() - $1 * interval '1 millisecond'";
 
 /// Rows are locked in the order of their partitions, so that two workers cannot deadlock.
 const MOVE_FRONTIERS: &str = "

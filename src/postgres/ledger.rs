@@ -29,6 +29,8 @@ pub enum Stop {
     Disagrees,
     /// Postgres refuses a record that the broker no longer has.
     Refused,
+    /// The broker has records that cannot be read (a bad checksum).
+    Unreadable,
 }
 
 impl Stop {
@@ -40,6 +42,7 @@ impl Stop {
             Stop::Restored => "restored",
             Stop::Disagrees => "disagrees",
             Stop::Refused => "refused",
+            Stop::Unreadable => "unreadable",
         }
     }
 }
@@ -76,6 +79,9 @@ pub enum LedgerError {
     #[error("partition {partition} is over its reject limit: {why}; \
              look into the DLQ, then `feed-worker rejects accept` or raise the limit")]
     Flood { partition: i32, why: String },
+    /// Something that is asked before partitions are taken over did not answer.
+    #[error("{0}")]
+    World(String),
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
 }
@@ -318,7 +324,7 @@ async fn lock_rows(
     Ok(rows.iter().map(|row| (row.get("partition"), entry(row))).collect())
 }
 
-/// Writes a stop down; with an epoch, only while that epoch owns the partition.
+/// Writes a stop down, while that epoch owns the partition. False: another owner has it.
 pub async fn stop(
     pool: &PgPool,
     topic: &str,
@@ -326,7 +332,7 @@ pub async fn stop(
     epoch: i64,
     stop: Stop,
     detail: &str,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     write_stop(&mut connection, topic, partition, Some(epoch), stop, detail).await
 }
@@ -338,10 +344,12 @@ async fn write_stop(
     epoch: Option<i64>,
     stop: Stop,
     detail: &str,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
+    // Written twice it says the same: a lost answer is no reason for doubt.
     sqlx::query(
-        "UPDATE partition_ledger SET stopped = $3, stopped_detail = $4, updated_at = now()
-         WHERE topic = $1 AND partition = $2 AND stopped IS NULL AND ($5::bigint IS NULL OR epoch = $5)",
+        "UPDATE partition_ledger SET stopped = coalesce(stopped, $3),
+             stopped_detail = coalesce(stopped_detail, $4), updated_at = now()
+         WHERE topic = $1 AND partition = $2 AND ($5::bigint IS NULL OR epoch = $5)",
     )
     .bind(topic)
     .bind(partition)
@@ -350,7 +358,7 @@ async fn write_stop(
     .bind(epoch)
     .execute(connection)
     .await
-    .map(drop)
+    .map(|done| done.rows_affected() == 1)
 }
 
 /// Which of these partitions no longer wait for an operator.

@@ -4,6 +4,7 @@ pub mod days;
 pub mod lane;
 pub mod ledger;
 pub mod maintain;
+pub mod reconcile;
 pub mod reread;
 
 use std::str::FromStr;
@@ -30,6 +31,11 @@ pub fn connect_options(config: &Config) -> Result<PgConnectOptions, sqlx::Error>
         .options([
             ("statement_timeout", timeout_ms.as_str()),
             ("idle_in_transaction_session_timeout", timeout_ms.as_str()),
+            // A host that is gone holds its locks until the server notices: within some 15 s.
+            ("tcp_keepalives_idle", "5"),
+            ("tcp_keepalives_interval", "2"),
+            ("tcp_keepalives_count", "3"),
+            ("tcp_user_timeout", "15000"),
             ("timezone", "UTC"),
             ("lc_messages", "C"),
         ])

@@ -1,0 +1,345 @@
+//! Putting a restored ledger level with the bucket: the statements of it.
+//!
+//! 1. Everything happens in one transaction that holds the topic's row and every partition's row: a
+//!    worker that starts meanwhile waits, and then finds the ledger as it is to be.
+//! 2. Rows are added, never changed: a row that is there and is another one is for an operator.
+
+use futures::StreamExt;
+use sqlx::postgres::{PgConnection, PgPoolOptions};
+use sqlx::{Executor, Postgres, Row, Transaction};
+
+use super::{connect_options, day};
+use crate::config::Config;
+use crate::export::manifest::{FileEntry, GapEntry};
+use crate::row::{self, CopyOutParser};
+
+/// What workers call themselves, so that they can be told from this command.
+const WORKERS: &str = "feed-worker";
+
+/// The topic's row.
+#[derive(Clone, Copy, Debug)]
+pub struct TopicStand {
+    pub closed_day: i32,
+    pub success_day: i32,
+}
+
+/// A partition's row, as far as it matters here.
+#[derive(Clone, Debug)]
+pub struct PartitionStand {
+    pub partition: i32,
+    pub epoch: i64,
+    pub persist_frontier: i64,
+    pub persist_day: i32,
+    pub export_frontier: i64,
+    pub closed_day: i32,
+    pub stopped: Option<String>,
+}
+
+/// Begins the transaction. Objects are fetched between its statements, and much may be loaded, so the
+/// workers' short limits do not apply.
+pub async fn begin(config: &Config) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let options = connect_options(config)?
+        .application_name("feed-worker-reconcile")
+        .options([("statement_timeout", "600000"), ("idle_in_transaction_session_timeout", "600000")]);
+    PgPoolOptions::new().max_connections(1).connect_with(options).await?.begin().await
+}
+
+/// Takes the topic's row, which also keeps a second run of this command waiting. None: it has no row.
+pub async fn lock_topic(
+    tx: &mut PgConnection,
+    topic: &str,
+) -> Result<Option<TopicStand>, sqlx::Error> {
+    let row: Option<(i32, i32)> = sqlx::query_as(
+        "SELECT closed_day - date '1970-01-01', success_day - date '1970-01-01'
+         FROM topic_ledger WHERE topic = $1 FOR UPDATE",
+    )
+    .bind(topic)
+    .fetch_optional(tx)
+    .await?;
+    Ok(row.map(|(closed_day, success_day)| TopicStand { closed_day, success_day }))
+}
+
+/// Takes every partition's row, in the order in which workers take them.
+pub async fn lock_partitions(
+    tx: &mut PgConnection,
+    topic: &str,
+) -> Result<Vec<PartitionStand>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT partition, epoch, persist_frontier, persist_day - date '1970-01-01' AS persist_day,
+                export_frontier, closed_day - date '1970-01-01' AS closed_day, stopped
+         FROM partition_ledger WHERE topic = $1 ORDER BY partition FOR UPDATE",
+    )
+    .bind(topic)
+    .fetch_all(tx)
+    .await?;
+    let stand = |row: &sqlx::postgres::PgRow| PartitionStand {
+        partition: row.get("partition"),
+        epoch: row.get("epoch"),
+        persist_frontier: row.get("persist_frontier"),
+        persist_day: row.get("persist_day"),
+        export_frontier: row.get("export_frontier"),
+        closed_day: row.get("closed_day"),
+        stopped: row.get("stopped"),
+    };
+    Ok(rows.iter().map(stand).collect())
+}
+
+/// Signs of life of workers: sessions on this database, and seconds since the ledger was last updated.
+pub async fn signs_of_life(
+    tx: &mut PgConnection,
+    topic: &str,
+) -> Result<(i64, Option<f64>), sqlx::Error> {
+    // The age by the clock, not by now(): waiting for the rows above may have taken a while.
+    sqlx::query_as(
+        "SELECT (SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name = $2
+                   AND pid <> pg_backend_pid()),
+                (SELECT extract(epoch FROM clock_timestamp() - max(updated_at))::float8
+                 FROM partition_ledger WHERE topic = $1)",
+    )
+    .bind(topic)
+    .bind(WORKERS)
+    .fetch_one(tx)
+    .await
+}
+
+/// Enters a partition that the backup did not have yet, as empty, at its first object.
+pub async fn insert_partition(
+    tx: &mut PgConnection,
+    topic: &str,
+    partition: i32,
+    start: i64,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO partition_ledger (topic, partition, epoch, owner, persist_frontier, persist_day,
+             export_frontier, closed_day, cluster_id, group_id)
+         SELECT topic, $2, 0, '', $3, closed_day + 1, $3, closed_day, cluster_id, group_id
+         FROM topic_ledger WHERE topic = $1",
+    )
+    .bind(topic)
+    .bind(partition)
+    .bind(start)
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// The objects of these days that the ledger has entered.
+pub async fn entered_files(
+    tx: &mut PgConnection,
+    topic: &str,
+    from_day: i32,
+    to_day: i32,
+) -> Result<Vec<FileEntry>, sqlx::Error> {
+    let rows = sqlx::query(concat!(
+        "SELECT object_key, partition, first_offset, next_offset, rows, bytes, row_hash,
+                (extract(epoch FROM recorded_at_min) * 1000)::bigint AS min_ms,
+                (extract(epoch FROM recorded_at_max) * 1000)::bigint AS max_ms
+         FROM export_files WHERE topic = $1 AND day BETWEEN ", day!(2), " AND ", day!(3), "
+         ORDER BY partition, first_offset"
+    ))
+    .bind(topic)
+    .bind(from_day)
+    .bind(to_day)
+    .fetch_all(tx)
+    .await?;
+    let entry = |row: &sqlx::postgres::PgRow| FileEntry {
+        key: row.get("object_key"),
+        partition: row.get("partition"),
+        first_offset: row.get("first_offset"),
+        last_offset: row.get::<i64, _>("next_offset") - 1,
+        rows: row.get::<i64, _>("rows").cast_unsigned(),
+        bytes: row.get::<i64, _>("bytes").cast_unsigned(),
+        row_hash: row.get("row_hash"),
+        recorded_at_min: row::timestamp_text(row.get("min_ms")),
+        recorded_at_max: row::timestamp_text(row.get("max_ms")),
+    };
+    Ok(rows.iter().map(entry).collect())
+}
+
+/// The table's rows of `[from, upto)`, in canonical form. Whatever their day: a row that is dated
+/// otherwise than in its file must be seen.
+pub async fn table_rows(
+    tx: &mut PgConnection,
+    partition: i32,
+    from: i64,
+    upto: i64,
+) -> Result<Vec<u8>, sqlx::Error> {
+    let statement = format!(
+        "COPY (SELECT {} FROM user_interactions
+               WHERE kafka_partition = {partition} AND kafka_offset >= {from} AND kafka_offset < {upto}
+               ORDER BY kafka_offset) TO STDOUT (FORMAT binary)",
+        row::COLUMNS.join(", "),
+    );
+    let mut tuples = Vec::new();
+    let mut parser = CopyOutParser::new();
+    {
+        let mut stream = tx.copy_out_raw(&statement).await?;
+        while let Some(bytes) = stream.next().await {
+            parser.push(&bytes?, &mut tuples).map_err(|e| sqlx::Error::Decode(e.into()))?;
+        }
+    }
+    parser.finish().map_err(|e| sqlx::Error::Decode(e.into()))?;
+    Ok(tuples)
+}
+
+/// Adds rows to the table.
+pub async fn add_rows(tx: &mut PgConnection, tuples: &[u8]) -> Result<(), sqlx::Error> {
+    let mut copy = tx.copy_in_raw(&super::copy_in_statement()).await?;
+    for part in [row::COPY_HEADER, tuples, &row::COPY_TRAILER] {
+        copy.send(part).await?;
+    }
+    copy.finish().await.map(drop)
+}
+
+/// Enters an object.
+pub async fn enter_file(
+    tx: &mut PgConnection,
+    topic: &str,
+    file: &super::ledger::NewFile,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(concat!(
+        "INSERT INTO export_files (topic, partition, first_offset, next_offset, day, object_key, rows,
+             bytes, row_hash, recorded_at_min, recorded_at_max, epoch)
+         VALUES ($1, $2, $3, $4, ", day!(5), ", $6, $7, $8, $9,
+             'epoch'::timestamptz + $10::bigint * interval '1 millisecond',
+             'epoch'::timestamptz + $11::bigint * interval '1 millisecond', $12)"
+    ))
+    .bind(topic)
+    .bind(file.partition)
+    .bind(file.first_offset)
+    .bind(file.next_offset)
+    .bind(file.day)
+    .bind(&file.object_key)
+    .bind(file.rows)
+    .bind(file.bytes)
+    .bind(&file.row_hash)
+    .bind(file.recorded_at_min_ms)
+    .bind(file.recorded_at_max_ms)
+    .bind(file.written_by)
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// Where a partition is to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The end of its last object: the export frontier, and the least persist frontier.
+    pub end: i64,
+    /// The least day reached, and the least day closed.
+    pub persist_day: i32,
+    pub closed_day: i32,
+    /// The greatest epoch that the bucket knows.
+    pub epoch_seen: i64,
+}
+
+/// Moves a partition forwards, under a new epoch, and takes the stop `restored` away.
+pub async fn move_partition(
+    tx: &mut PgConnection,
+    topic: &str,
+    partition: i32,
+    target: &Target,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(concat!(
+        "UPDATE partition_ledger
+         SET export_frontier = $3, persist_frontier = greatest(persist_frontier, $3),
+             persist_day = greatest(persist_day, ", day!(4), "),
+             closed_day = greatest(closed_day, ", day!(5), "),
+             epoch = greatest(epoch + 1, $6 + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
+             owner = 'ledger reconcile', last_record_hash = NULL,
+             stopped = CASE WHEN stopped <> 'restored' THEN stopped END,
+             stopped_detail = CASE WHEN stopped <> 'restored' THEN stopped_detail END,
+             updated_at = now()
+         WHERE topic = $1 AND partition = $2"
+    ))
+    .bind(topic)
+    .bind(partition)
+    .bind(target.end)
+    .bind(target.persist_day)
+    .bind(target.closed_day)
+    .bind(target.epoch_seen)
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// What would contradict a partition's new stand: rows at or past its persist frontier, and rows of
+/// closed days that lie in no file.
+pub async fn contradictions(
+    tx: &mut PgConnection,
+    topic: &str,
+    partition: i32,
+) -> Result<(bool, bool), sqlx::Error> {
+    sqlx::query_as(
+        "SELECT EXISTS (SELECT FROM user_interactions u
+                        WHERE u.kafka_partition = l.partition AND u.kafka_offset >= l.persist_frontier),
+                EXISTS (SELECT FROM user_interactions u
+                        WHERE u.kafka_partition = l.partition AND u.kafka_offset >= l.export_frontier
+                          AND u.recorded_at < (l.closed_day + 1)::timestamp AT TIME ZONE 'UTC')
+         FROM partition_ledger l WHERE topic = $1 AND partition = $2",
+    )
+    .bind(topic)
+    .bind(partition)
+    .fetch_one(tx)
+    .await
+}
+
+/// The gaps that the ledger has of a day.
+pub async fn gaps(
+    tx: &mut PgConnection,
+    topic: &str,
+    of: i32,
+) -> Result<Vec<GapEntry>, sqlx::Error> {
+    let rows: Vec<(i32, i64, i64, String)> = sqlx::query_as(concat!(
+        "SELECT partition, from_offset, to_offset, reason FROM ingest_gaps
+         WHERE topic = $1 AND day = ", day!(2), " ORDER BY partition, from_offset"
+    ))
+    .bind(topic)
+    .bind(of)
+    .fetch_all(tx)
+    .await?;
+    let entry = |(partition, from_offset, to_offset, reason)| GapEntry {
+        from_offset,
+        partition,
+        reason,
+        to_offset,
+    };
+    Ok(rows.into_iter().map(entry).collect())
+}
+
+/// Enters a gap that a closed day's manifest knows of.
+pub async fn insert_gap(
+    tx: &mut PgConnection,
+    topic: &str,
+    of: i32,
+    gap: &GapEntry,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(concat!(
+        "INSERT INTO ingest_gaps (topic, partition, from_offset, to_offset, day, reason)
+         VALUES ($1, $3, $4, $5, ", day!(2), ", $6)"
+    ))
+    .bind(topic)
+    .bind(of)
+    .bind(gap.partition)
+    .bind(gap.from_offset)
+    .bind(gap.to_offset)
+    .bind(&gap.reason)
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// Moves the topic's days forwards.
+pub async fn move_topic(
+    tx: &mut PgConnection,
+    topic: &str,
+    stand: &TopicStand,
+) -> Result<(), sqlx::Error> {
+    let statement = concat!(
+        "UPDATE topic_ledger SET closed_day = greatest(closed_day, ", day!(2), "),
+             success_day = greatest(success_day, ", day!(3), "), updated_at = now() WHERE topic = $1"
+    );
+    let update = sqlx::query(statement).bind(topic).bind(stand.closed_day).bind(stand.success_day);
+    tx.execute(update).await.map(drop)
+}
