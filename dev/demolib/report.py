@@ -44,7 +44,7 @@ def faults(figures):
         )
     require(
         check["verdict"] == "all well",
-        f"dev/check found violations, see {settings.CHECK_REPORT} ({figures['check_said']})",
+        f"dev/check found violations, see {relative(settings.CHECK_REPORT)} ({figures['check_said']})",
     )
     return found
 
@@ -149,28 +149,33 @@ def phases(seconds):
     return ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
 
 
+def relative(path):
+    """As one would type it in the repository."""
+    return path.relative_to(settings.ROOT) if path.is_relative_to(settings.ROOT) else path
+
+
 def one_liners():
-    folder = settings.FILES.relative_to(settings.ROOT)
+    folder = relative(settings.FILES)
     query = f"SELECT interaction_type, count(*) FROM '{folder}/exports/*/*.parquet' GROUP BY 1"
     return "\n".join(
         [
             "Look at it yourself:",
             f'  dev/venv test && target/venv/bin/python -c "import duckdb; duckdb.sql(\\"{query}\\").show()"',
-            f"  head -1 {settings.DLQ.relative_to(settings.ROOT)}",
-            f"  {settings.SUMMARY.relative_to(settings.ROOT)} has everything above for programs;"
+            f"  head -1 {relative(settings.DLQ)}",
+            f"  {relative(settings.SUMMARY)} has everything above for programs;"
             " make demo KEEP=1 leaves the stack up for psql",
         ]
     )
 
 
 def looking_around():
-    folder = settings.STACK.relative_to(settings.ROOT)
+    folder = relative(settings.STACK)
     return "\n".join(
         [
             "",
             f"The stack is still up. Its addresses: {folder}/env",
             f"  . {folder}/env && psql \"$DATABASE_URL\" -c 'SELECT * FROM partition_ledger'",
-            f"  dev/stack run --dir {folder} -- {settings.WORKER} ledger show",
+            f"  dev/stack run --dir {folder} -- {relative(settings.WORKER)} ledger show",
             f"End it with: dev/stack down --dir {folder}",
         ]
     )

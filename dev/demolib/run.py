@@ -16,7 +16,7 @@ from .watch import Progress, Watch
 
 # From the stack's start to midnight by its clock. Stack and workers need about half of the first; a machine that was
 # too slow for it gets the next.
-LEADS_S = (20, 50, 120)
+LEADS_S = (18, 50, 120)
 # The load begins so long before midnight, at least and at most, and goes on so long after it.
 BEFORE_S_MIN, BEFORE_S_MAX, AFTER_S = 4, 9, 5
 # Taking over from a killed worker, exporting the rest, closing the day.
