@@ -289,8 +289,10 @@ impl S3 for Store {
 
     async fn list_objects_v2(
         &self,
-        request: S3Request<ListObjectsV2Input>,
+        mut request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        // The library answers "url" and encodes nothing: a client would then read `+` as a space.
+        request.input.encoding_type = None;
         self.admit("list", request.input.prefix.as_deref().unwrap_or_default()).await?;
         let _shared = self.gate.read().await;
         self.files.list_objects_v2(request).await
