@@ -6,8 +6,22 @@ pub mod rebalance;
 pub mod source;
 
 use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
 
 use crate::config::Config;
+
+/// The context of clients that look things up: what they meet is the caller's to tell.
+pub struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "a client that looks something up reports an error");
+    }
+}
+
+impl ConsumerContext for Quiet {}
 
 /// What every client of this program shares: where the brokers are, security, the pass-through keys.
 pub fn client_config(config: &Config) -> ClientConfig {

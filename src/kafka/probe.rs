@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::Quiet;
 use crate::record::Chunk;
 
 /// What stands at an offset.
@@ -41,7 +42,7 @@ pub fn read_at(
     if config.get("group.id").is_none() {
         config.set("group.id", "feed-worker-probe");
     }
-    let consumer: BaseConsumer = config.create()?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
     let mut list = TopicPartitionList::new();
     for (partition, offset) in wanted {
         list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
@@ -77,7 +78,7 @@ pub fn partitions(
     topic: &str,
     timeout: Duration,
 ) -> Result<Vec<i32>, KafkaError> {
-    let consumer: BaseConsumer = config.create()?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
     let metadata = consumer.fetch_metadata(Some(topic), timeout)?;
     let mut partitions: Vec<i32> = metadata
         .topics()
@@ -91,7 +92,7 @@ pub fn partitions(
 
 /// The cluster's id. Blocks.
 pub fn cluster_id(config: &ClientConfig, timeout: Duration) -> Result<Option<String>, KafkaError> {
-    let consumer: BaseConsumer = config.create()?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
     consumer.fetch_metadata(None, timeout)?;
     Ok(consumer.client().fetch_cluster_id(timeout))
 }
@@ -103,7 +104,7 @@ pub fn bounds(
     partitions: &[i32],
     timeout: Duration,
 ) -> Result<Vec<(i32, i64, i64)>, KafkaError> {
-    let consumer: BaseConsumer = config.create()?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
     let bounds = |partition: &i32| {
         let (low, high) = consumer.fetch_watermarks(topic, *partition, timeout)?;
         Ok((*partition, low, high))
@@ -124,7 +125,7 @@ pub fn record_at(
     if config.get("group.id").is_none() {
         config.set("group.id", "feed-worker-probe");
     }
-    let consumer: BaseConsumer = config.create()?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     consumer.assign(&list)?;

@@ -37,7 +37,6 @@ pub fn connect_options(config: &Config) -> Result<PgConnectOptions, sqlx::Error>
             ("tcp_keepalives_count", "3"),
             ("tcp_user_timeout", "15000"),
             ("timezone", "UTC"),
-            ("lc_messages", "C"),
         ])
         .disable_statement_logging();
     Ok(options)
