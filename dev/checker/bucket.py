@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import boto3
 import botocore.config
 import botocore.exceptions
+from botocore import handlers
 
 from .environment import CannotCheck
 
@@ -27,6 +28,11 @@ class S3Bucket:
             aws_secret_access_key=settings.secret_key,
             config=botocore.config.Config(s3={"addressing_style": "path"}, retries={"max_attempts": 3}, connect_timeout=5),
         )
+
+        # Our keys are plain ASCII, and not every server encodes them when it is asked to: take them as they are.
+        events = self._client.meta.events
+        events.unregister("before-parameter-build.s3.ListObjectsV2", handlers.set_list_objects_encoding_type_url)
+        events.unregister("after-call.s3.ListObjectsV2", handlers.decode_list_object_v2)
 
     def list(self, prefix):
         found = []

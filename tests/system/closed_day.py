@@ -9,6 +9,7 @@ import harness
 
 USERS, VIDEOS, GROUPS = 400, 300, 10
 EVENTS = 24_000
+PER_SECOND = 4000  # so that batches stay small against a file
 IDLE_PARTITION = 5
 CLOSE_DELAY_MS = 2000
 MARKS = {"_manifest.json", "_SUCCESS"}
@@ -43,7 +44,7 @@ class Crossing:
         for worker, case in zip(workers, (self.busy, self.busy, self.quiet, self.quiet), strict=True):
             case.wait_ready(worker, 60)
         for partition in range(IDLE_PARTITION):
-            self.busy.produce(self.events(EVENTS // IDLE_PARTITION), partition=partition)
+            self.busy.produce(self.events(EVENTS // IDLE_PARTITION), partition=partition, per_second=PER_SECOND)
         assert self.stack.now_s() < self.midnight_s, "the first day's events came too late: give the stack an earlier clock"
         self.at_midnight = set(self.busy.keys())
         harness.wait_until(lambda: self.stack.now_s() > self.midnight_s + 0.5, "midnight", 180)
@@ -63,8 +64,7 @@ class Crossing:
         return {key.removeprefix(prefix) for key in case.keys() if key.startswith(prefix)} & MARKS
 
     def read(self, case, name, day=None):
-        key = f"{case.prefix}/{day or self.day}/{name}"
-        return case.s3().get_object(Bucket=case.bucket, Key=key)["Body"].read()
+        return case.objects.read(f"{case.prefix}/{day or self.day}/{name}")
 
     def download(self, folder):
         """The busy case's folders, as `exports` in the folder given."""
@@ -72,7 +72,7 @@ class Crossing:
         for key in case.keys():
             path = Path(folder) / "exports" / key.removeprefix(case.prefix + "/")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(case.s3().get_object(Bucket=case.bucket, Key=key)["Body"].read())
+            path.write_bytes(case.objects.read(key))
         return Path(folder) / "exports"
 
     def close(self):
@@ -82,6 +82,6 @@ class Crossing:
 
 def make(target):
     """Some three quarters of a minute are left for starting and for the first day's events."""
-    tomorrow = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%d")
-    stack = harness.Stack(target / "stack-day", "--s3", "builtin", "--clock-at", f"{tomorrow} 23:58:50")
-    return stack
+    today = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%d")
+    clock = ("--clock-at", f"{today} 23:58:50")
+    return harness.Stack(target / "stack-day", "--s3", "builtin", "--postgres-fast", *clock, fresh=True)

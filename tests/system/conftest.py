@@ -14,14 +14,17 @@ import closed_day  # noqa: E402
 import harness  # noqa: E402
 
 TARGET = harness.ROOT / "target"
+# Leaves the stacks up for looking, and for the next run.
+KEEP = bool(os.environ.get("FEED_TEST_KEEP"))
 
 
 @pytest.fixture(scope="session")
 def stack():
     """Real Kafka, real Postgres, and an S3 server that is not ours."""
-    started = harness.Stack(TARGET / "stack-test", "--s3", "versitygw")
+    # Without fsync: a crash of Postgres is tested, one of the machine is not, and recovery would sync every database.
+    started = harness.Stack(TARGET / "stack-test", "--s3", "versitygw", "--postgres-fast", fresh=not KEEP)
     yield started
-    if not os.environ.get("FEED_TEST_KEEP"):
+    if not KEEP:
         started.close()
 
 
@@ -68,7 +71,7 @@ def crossing(tmp_path_factory):
     finally:
         if crossed is not None:
             crossed.close()
-        if not os.environ.get("FEED_TEST_KEEP"):
+        if not KEEP:
             stack.close()
 
 

@@ -4,6 +4,7 @@ Seeded: the same seed gives the same events. Users have a taste (a group of vide
 recommender has something to find; users and videos are drawn by a Zipf-like law.
 """
 
+import base64
 import io
 import json
 import random
@@ -170,8 +171,9 @@ class Generator:
         if reason == "schema_not_found":
             return b"\x00" + NO_SUCH_SCHEMA_ID.to_bytes(4, "big") + b"\x02a"
         if reason == "value_too_large":
-            filler = "".join(rng.choices("0123456789abcdefghijklmnopqrstuvwxyz", k=40_000))
-            return json.dumps(fields | {"filler": filler * 30}).encode()
+            # Not compressible, so that it is too large for a broker's default limit in every form.
+            filler = base64.b64encode(rng.randbytes(1_150_000)).decode()
+            return json.dumps(fields | {"filler": filler}).encode()
         if reason == "schema_incompatible":
             return b"\x00" + self.schemas.foreign_id.to_bytes(4, "big") + b"\x02"
         if reason == "avro_malformed":

@@ -51,8 +51,10 @@ def free_port():
 class Stack:
     """One local stack in a folder, started by `dev/stack`."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, fresh=False):
         self.folder = Path(folder)
+        if fresh:  # what an earlier run left behind has another clock
+            self.command("down")
         self.command("up", *options)
         self.env = self._read_env()
 
@@ -112,6 +114,8 @@ class Worker:
                 [WORKER, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=case.folder
             )
 
+        self.end_is_wanted = False
+
     @property
     def pid(self):
         return self.process.pid
@@ -124,6 +128,7 @@ class Worker:
         self.process.send_signal(number)
 
     def kill(self):
+        self.end_is_wanted = True
         self.process.kill()
         self.process.wait()
 
@@ -133,6 +138,8 @@ class Worker:
         return self.wait(timeout_s)
 
     def wait(self, timeout_s=30.0):
+        """Until it ends; the exit code."""
+        self.end_is_wanted = True
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -163,7 +170,7 @@ class Case:
     def __init__(self, stack, name, folder, partitions=PARTITIONS, dlq_partitions=3, topic_config=None):
         self.stack = stack
         self.folder = folder
-        token = f"{name.replace('_', '-')[:40]}-{uuid.uuid4().hex[:6]}"
+        token = f"{name.replace('_', '-')[:16].strip('-')}-{uuid.uuid4().hex[:6]}"
         self.topic = f"feed.{token}"
         self.dlq_topic = f"{self.topic}.dlq"
         self.group = f"group-{token}"
@@ -302,21 +309,13 @@ class Case:
         finally:
             client.close()
 
-    def s3(self):
-        return boto3.client(
-            "s3",
-            endpoint_url=self.stack.env["FEED_WORKER_S3__ENDPOINT"],
-            region_name=self.stack.env["FEED_WORKER_S3__REGION"],
-            aws_access_key_id=self.stack.env["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.stack.env["AWS_SECRET_ACCESS_KEY"],
-            config=botocore.config.Config(s3={"addressing_style": "path"}),
-        )
+    @property
+    def objects(self):
+        """The bucket. Under a shifted clock as a folder: a signature by the real clock would be refused."""
+        return FolderObjects(self) if self.stack.clock_offset_s else S3Objects(self)
 
     def keys(self):
-        found = []
-        for page in self.s3().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + "/"):
-            found.extend(entry["Key"] for entry in page.get("Contents", ()))
-        return found
+        return self.objects.keys()
 
     def committed(self):
         """partition → the group's committed offset."""
@@ -333,7 +332,14 @@ class Case:
         def told():
             return f"{what() if callable(what) else what}{self.why()}"
 
-        return wait_until(condition, told, timeout_s, every_s)
+        def held():
+            for worker in self.workers:
+                ended = worker.process.poll()
+                if ended is not None and not worker.end_is_wanted:
+                    raise AssertionError(f"{worker.name} ended with {ended}, waiting for {told()}")
+            return condition()
+
+        return wait_until(held, told, timeout_s, every_s)
 
     def wait_drained(self, timeout_s=60.0):
         """Every record persisted or dead-lettered, by the ledger."""
@@ -343,7 +349,7 @@ class Case:
             frontiers = self.frontiers()
             return all(end == 0 or frontiers.get(number, (0,))[0] >= end for number, end in ends.items())
 
-        wait_until(drained, lambda: f"drained to {ends}; ledger {self.frontiers()}{self.why()}", timeout_s, 0.1)
+        self.wait(drained, lambda: f"drained to {ends}; ledger {self.frontiers()}", timeout_s)
 
     def wait_exported(self, timeout_s=60.0):
         """Every row in a file that the ledger knows."""
@@ -353,7 +359,7 @@ class Case:
             filed = self.query("SELECT coalesce(sum(rows), 0) FROM export_files WHERE topic = %s", (self.topic,))[0][0]
             return rows == filed
 
-        wait_until(exported, lambda: f"every row exported; ledger {self.frontiers()}{self.why()}", timeout_s, 0.1)
+        self.wait(exported, lambda: f"every row exported; ledger {self.frontiers()}", timeout_s)
 
     def why(self):
         """The logs' ends, for a failure's text."""
@@ -474,6 +480,50 @@ class Case:
         code, found, text = self.check(*options, produced=produced)
         assert code == 0, f"{text}{self.why()}"
         return found["summary"]
+
+
+class S3Objects:
+    def __init__(self, case):
+        env = case.stack.env
+        self.bucket, self.prefix = case.bucket, case.prefix
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=env["FEED_WORKER_S3__ENDPOINT"],
+            region_name=env["FEED_WORKER_S3__REGION"],
+            aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+            config=botocore.config.Config(s3={"addressing_style": "path"}),
+        )
+
+    def keys(self):
+        found = []
+        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + "/"):
+            found.extend(entry["Key"] for entry in page.get("Contents", ()))
+        return found
+
+    def read(self, key):
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def delete(self, key):
+        self.client.delete_object(Bucket=self.bucket, Key=key)
+
+
+class FolderObjects:
+    """Our own S3 server keeps its objects as plain files."""
+
+    def __init__(self, case):
+        self.root = Path(case.stack.env["STACK_S3_DIR"]) / case.bucket
+        self.prefix = case.prefix
+
+    def keys(self):
+        paths = (self.root / self.prefix).rglob("*")
+        return [str(path.relative_to(self.root)) for path in paths if path.is_file() and not path.name.startswith(".")]
+
+    def read(self, key):
+        return (self.root / key).read_bytes()
+
+    def delete(self, key):
+        (self.root / key).unlink()
 
 
 class _NONE:

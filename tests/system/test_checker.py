@@ -38,6 +38,7 @@ def judge(stack, world, s3):
         spoil(spoiled)
         arguments = told(stack, spoiled, s3, *options)
         report, summary = check(settings(arguments))
+        world.remove_database(arguments.database_url)
         return {kind: texts for kind, texts in report.examples.items() if texts}, summary
 
     return verdict

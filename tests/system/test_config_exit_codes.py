@@ -41,8 +41,7 @@ def listener():
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
-    server.knocks = knocks
-    yield server
+    yield server.getsockname()[1], knocks
     server.shutdown(socket.SHUT_RDWR)
     server.close()
     thread.join()
@@ -51,11 +50,12 @@ def listener():
 @pytest.mark.parametrize("name", BAD)
 def test_bad_configuration_is_64_and_named(case, listener, name):
     env, key = BAD[name]
-    broker = {"KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{listener.getsockname()[1]}"}
+    port, knocks = listener
+    broker = {"KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{port}"}
     done = case.run("run", **(broker | env))
     assert done.returncode == 64, done.stderr
     assert key in done.stderr
-    assert not listener.knocks, "it touched Kafka before it refused"
+    assert not knocks, "it touched Kafka before it refused"
 
 
 def test_yaml_with_an_unknown_key(case):
@@ -78,6 +78,7 @@ def test_layers_and_where_values_come_from(case):
 def test_secrets_are_not_printed(case):
     secrets = {
         "_DATABASE_URL": "postgres://someone:hunter2hunter2@127.0.0.1/x",
+        "REGISTRY__USERNAME": "someone",
         "REGISTRY__PASSWORD": "hunter3hunter3",
         "KAFKA__PROPERTIES__SASL_PASSWORD": "hunter4hunter4",
     }

@@ -74,7 +74,7 @@ def test_whoever_starts_finishes_a_closed_day(crossing):
     case = crossing.quiet
     key = f"{case.prefix}/{crossing.day}/_SUCCESS"
     manifest = crossing.read(case, "_manifest.json")
-    case.s3().delete_object(Bucket=case.bucket, Key=key)
+    case.objects.delete(key)
     case.query("UPDATE topic_ledger SET success_day = closed_day - 1 RETURNING success_day")
     worker = case.start_ready()
     case.wait(lambda: key in case.keys(), "_SUCCESS written by the next worker")

@@ -49,6 +49,7 @@ def test_flood_stops_until_it_is_accepted(flooded):
     assert [reason for _, reason in action] == ["the bad client was rolled back"]
     worker = case.start_ready(REJECTS__RUN_MAX=RUN_MAX)
     case.wait_drained()
+    case.wait_exported()
     assert worker.stop() == 0, case.why()
     summary = case.assert_clean()
     assert summary["dead_lettered_by_reason"] == {"bad_uuid": FLOOD}
@@ -58,6 +59,7 @@ def test_raised_limit_lets_it_pass(flooded):
     case = flooded
     worker = case.start_ready(REJECTS__RUN_MAX=10 * FLOOD)
     case.wait_drained()
+    case.wait_exported()
     assert worker.stop() == 0, case.why()
     case.assert_clean()
 

@@ -87,8 +87,8 @@ def test_kills_joins_restarts_and_outages(case):
             away = persist_rate(case, 4)
         for _ in range(KILLS // 2):
             killer.kill_one()
-        visitor.start()
         case.stack.command("restart-postgres", "--mode", rng.choice(("fast", "immediate")))
+        visitor.start()
         with case.stack.without_s3():
             killer.kill_one()
             killer.kill_one()

@@ -5,6 +5,7 @@ from collections import Counter
 import generate
 
 EVENTS = 30_000
+PER_SECOND = 6000
 REASONS = (*generate.PLANTABLE, "schema_not_found", "value_too_large")
 
 
@@ -17,11 +18,13 @@ def test_two_workers_every_kind(case):
         events.insert(at * 577, generator.bad(reason))
     planted = Counter(event.reason for event in events if event.reason)
 
-    workers = [case.start(name, ROLL__ROWS_MAX=1200) for name in ("left", "right")]
+    # A file takes whole batches, so they and the pace are such that batches are small.
+    sizes = {"ROLL__ROWS_MAX": 1000, "EXPORT__CATCH_UP_ROWS": 500}
+    workers = [case.start(name, **sizes) for name in ("left", "right")]
     case.wait_ready(workers[0])
-    case.produce(events[: EVENTS // 2])
+    case.produce(events[: EVENTS // 2], per_second=PER_SECOND)
     case.wait_ready(workers[1])
-    case.produce(events[EVENTS // 2 :])
+    case.produce(events[EVENTS // 2 :], per_second=PER_SECOND)
     case.wait_drained(90)
     assert all(case.owned(worker) for worker in workers), "both have partitions"
     case.wait_exported(60)
@@ -46,6 +49,7 @@ def test_worker_alone_goes_on_where_it_ended(case):
         case.produce(generator.event() for _ in range(2000))
         worker = case.start()
         case.wait_drained()
+        case.wait_exported()
         assert worker.stop() == 0, case.why()
     summary = case.assert_clean()
     assert summary["produced"] == 6000 and summary["exported"] == summary["persisted"]

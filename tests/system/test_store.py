@@ -43,7 +43,7 @@ def test_store_that_ignores_the_condition_is_refused(own_case, faulty):
 @pytest.mark.parametrize("fault", ["mode=500", "mode=503", "mode=409", "mode=403", "mode=hang-after-apply&op=put"])
 def test_faults_cost_only_time(own_case, faulty, fault):
     generator = generate.Generator(42, own_case.schemas())
-    worker = own_case.start_ready(ROLL__ROWS_MAX=300, S3__TIMEOUT_MS=1500)
+    worker = own_case.start_ready(ROLL__ROWS_MAX=300, S3__TIMEOUT_MS=1500, S3__CONNECT_TIMEOUT_MS=1000)
     own_case.produce(generator.event() for _ in range(1000))
     own_case.wait_drained()
     own_case.wait_exported()

@@ -326,6 +326,11 @@ class World:
             self._insert_ledgers(connection, told)
         return url
 
+    def remove_database(self, url):
+        """There are many worlds; each would be a database more for Postgres to look after."""
+        with psycopg.connect(self.stack.env["DATABASE_URL"], autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
     def _insert_rows(self, connection):
         columns = ", ".join(rows.COLUMNS)
         with connection.cursor() as cursor:

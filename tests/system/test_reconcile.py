@@ -1,0 +1,217 @@
+"""Postgres comes back from a backup: nothing is overwritten, and the bucket gives back what the backup lacks."""
+
+import hashlib
+import json
+import time
+from datetime import date, timedelta
+
+import psycopg
+import pytest
+from psycopg import sql
+
+import generate
+
+# Small files, and always a tail that is persisted but not exported.
+ROLL = {"ROLL__ROWS_MAX": 200, "ROLL__AGE_MS_MAX": 600_000}
+# A PUT may take so long; the command waits for it and for the session timeout.
+PUT = {"S3__TIMEOUT_MS": 2500, "S3__CONNECT_TIMEOUT_MS": 1000}
+
+
+def admin(case, *statements):
+    """Runs statements about databases; their sessions may take a moment to end."""
+    base = case.stack.env["DATABASE_URL"]
+
+    def done():
+        try:
+            connection.execute(statement)
+        except psycopg.errors.ObjectInUse:
+            return False
+        return True
+
+    with psycopg.connect(base, autocommit=True) as connection:
+        for statement in statements:
+            case.wait(done, f"nobody connected: {statement.as_string(connection)}")
+
+
+def copy_database(case, source, copy):
+    admin(case, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(copy), sql.Identifier(source)))
+
+
+def restore(case, backup):
+    """The backup takes the database's place."""
+    names = sql.Identifier(case.database), sql.Identifier(backup)
+    admin(case, sql.SQL("DROP DATABASE {}").format(names[0]), sql.SQL("ALTER DATABASE {1} RENAME TO {0}").format(*names))
+
+
+def contents(case):
+    return {key: hashlib.sha256(case.objects.read(key)).hexdigest() for key in case.keys() if key.endswith(".parquet")}
+
+
+def state(case, **env):
+    """What a refusal must leave as it was."""
+    return [
+        case.query(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+        for table in ("partition_ledger", "topic_ledger", "export_files", "operator_actions")
+    ] + [case.rows()]
+
+
+def reconcile(case, **env):
+    return case.run("ledger", "reconcile", "--reason", "the disk of Postgres died", **{**PUT, **env})
+
+
+def refused(case, *words):
+    before = state(case)
+    done = reconcile(case)
+    assert done.returncode == 66, done.stdout + done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert state(case) == before
+
+
+def work_until_killed(case, name, count, past):
+    """A worker exports files past these offsets, persists a tail that is too small for a file, and dies."""
+    worker = case.start_ready(name, **ROLL, **PUT)
+    case.produce(case.generator.event() for _ in range(count))
+    case.wait_drained()
+
+    def filed():
+        return all(found[1] > past.get(n, 0) for n, found in case.frontiers().items())
+
+    case.wait(filed, f"a file past {past} of each partition")
+    case.produce(case.generator.event() for _ in range(200))
+    case.wait_drained()
+    worker.kill()
+    frontiers = case.frontiers()
+    assert all(exported < persisted for persisted, exported, _ in frontiers.values()), frontiers
+    return frontiers
+
+
+@pytest.fixture
+def restored(case):
+    """A database that is older than the bucket; a worker has seen it and stopped every partition."""
+    case.generator = generate.Generator(61, case.schemas())
+    case.at_backup = work_until_killed(case, "first", 4000, {})
+    backup = f"{case.database}_backup"
+    copy_database(case, case.database, backup)
+    case.lost = work_until_killed(case, "second", 6000, {n: found[0] for n, found in case.at_backup.items()})
+    case.bucket_before = contents(case)
+
+    restore(case, backup)
+    case.rows_before = case.rows()
+    third = case.start("third", **ROLL, **PUT)
+    stops = "SELECT count(*) FROM partition_ledger WHERE stopped = 'restored'"
+    case.wait(lambda: case.query(stops)[0][0] == case.partitions, "every partition stopped")
+    case.third = third
+    return case
+
+
+def test_restored_ledger_is_stopped_then_reconciled(restored):
+    case = restored
+    time.sleep(1)
+    assert case.third.alive
+    assert {n: f[:2] for n, f in case.frontiers().items()} == {n: f[:2] for n, f in case.at_backup.items()}
+    assert (case.rows(), contents(case)) == (case.rows_before, case.bucket_before)
+
+    refused(case, "stop every worker")
+    assert case.third.stop() == 0, case.why()
+    refused(case, "try again in")
+    quiet = "UPDATE partition_ledger SET updated_at = updated_at - interval '1 minute' RETURNING 1"
+    case.query(quiet)
+
+    # A row that was persisted anew, by a release that reads it differently.
+    last = "SELECT max(kafka_offset) FROM user_interactions WHERE kafka_partition = 2"
+    where = f"WHERE kafka_partition = 2 AND kafka_offset = ({last})"
+    ingested = f"UPDATE user_interactions SET ingested_at = ingested_at + interval '{{}} second' {where} RETURNING 1"
+    case.query(ingested.format(1))
+    refused(case, "partition 2", "is not the one in")
+    case.query(ingested.format(-1))
+    moved = "UPDATE partition_ledger SET export_frontier = export_frontier + {} WHERE partition = 4 RETURNING 1"
+    case.query(moved.format(1))
+    refused(case, "begins below the export frontier")
+    case.query(moved.format(-2))
+    refused(case, "do not tile the offsets")
+
+
+def test_reconciled_ledger_goes_on(restored):
+    case = restored
+    assert case.third.stop() == 0, case.why()
+    before = case.frontiers()
+    case.wait(lambda: reconcile(case).returncode == 0, "the last PUT's time to be over", 20, every_s=1)
+    after = case.frontiers()
+    for number in range(case.partitions):
+        # The bucket's end: the export frontier when the database was lost, or a file that was not entered yet.
+        assert after[number][0] == after[number][1] >= case.lost[number][1]
+        assert after[number][2] > max(before[number][2], case.lost[number][2])
+    assert case.query("SELECT count(*) FROM partition_ledger WHERE stopped IS NOT NULL OR last_record_hash IS NOT NULL")[0][0] == 0
+    filed = case.query("SELECT sum(rows) FROM export_files")[0][0]
+    assert case.rows() == filed
+    actions = case.query("SELECT command, reason, detail FROM operator_actions")
+    assert [action[:2] for action in actions] == [("ledger reconcile", "the disk of Postgres died")]
+    assert sum(p["rows_added"] for p in actions[0][2]["partitions"]) == filed - case.rows_before
+
+    again = reconcile(case)
+    assert again.returncode == 0 and "nothing to do" in again.stdout, again.stdout + again.stderr
+    assert case.frontiers() == after
+
+    fourth = case.start_ready("fourth")
+    case.produce(case.generator.event() for _ in range(1000))
+    case.wait_drained()
+    case.wait_exported()
+    assert fourth.stop() == 0, case.why()
+    now = contents(case)
+    assert {key: now.get(key) for key in case.bucket_before} == case.bucket_before
+    case.assert_clean()
+
+
+def compared(url):
+    """All that a database holds, but for what says when and by whom it was written."""
+    statements = [
+        "SELECT * FROM user_interactions ORDER BY kafka_partition, kafka_offset",
+        """SELECT topic, partition, first_offset, next_offset, day, object_key, rows, bytes, row_hash, recorded_at_min,
+                  recorded_at_max, epoch FROM export_files ORDER BY object_key""",
+        "SELECT topic, partition, persist_frontier, export_frontier, persist_day, closed_day FROM partition_ledger ORDER BY 2",
+        "SELECT topic, closed_day, success_day FROM topic_ledger",
+    ]
+    with psycopg.connect(url) as connection:
+        return [connection.execute(statement).fetchall() for statement in statements]
+
+
+def roll_back(url, day):
+    """A ledger as it was in the middle of the day: some rows, some files, nothing closed."""
+    before = date.fromisoformat(day) - timedelta(days=1)
+    statements = [
+        "DELETE FROM export_files f WHERE (SELECT count(*) FROM export_files o WHERE o.partition = f.partition"
+        " AND o.first_offset <= f.first_offset) > f.partition",
+        "UPDATE partition_ledger l SET persist_frontier = greatest(coalesce((SELECT max(next_offset) FROM export_files f"
+        " WHERE f.partition = l.partition), 0), l.persist_frontier / 3)",
+        "UPDATE partition_ledger l SET export_frontier = coalesce((SELECT max(next_offset) FROM export_files f"
+        " WHERE f.partition = l.partition), 0)",
+        "DELETE FROM user_interactions u USING partition_ledger l WHERE l.partition = u.kafka_partition"
+        " AND u.kafka_offset >= l.persist_frontier",
+        "UPDATE partition_ledger SET persist_day = %(day)s, closed_day = %(before)s, updated_at = updated_at - interval '1 day'",
+        "UPDATE topic_ledger SET closed_day = %(before)s, success_day = %(before)s",
+    ]
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement, {"day": day, "before": before} if "%(" in statement else None)
+
+
+def test_days_closed_after_the_backup(crossing):
+    """The whole of a closed day and of the open one after it comes back from the bucket, row for row."""
+    case = crossing.busy
+    copy = f"{case.database}_copy"
+    copy_database(case, case.database, copy)
+    url = case.database_url.rpartition("/")[0] + "/" + copy
+    wanted = compared(url)
+    roll_back(url, crossing.day)
+    assert compared(url) != wanted
+    manifest = json.loads(crossing.read(case, "_manifest.json"))
+
+    done = reconcile(case, _DATABASE_URL=url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = compared(url)
+    for table, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        assert one == other, table
+    assert found[3] == [(case.topic, date.fromisoformat(crossing.day), date.fromisoformat(crossing.day))]
+    assert crossing.day == manifest["day"]
+    again = reconcile(case, _DATABASE_URL=url)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
