@@ -20,6 +20,7 @@ def test_probes_through_an_outage_of_postgres(make_case, crossing):
         case.produce(generator.event() for _ in range(600))
         case.wait(lambda: "postgres did not take a batch" in worker.log(), "it to notice")
         late = case.start("late")
+        late.end_is_wanted = True
         case.wait(lambda: late.health("/health/live")[0] is not None or not late.alive, "the second one to answer or end")
         assert late.health()[0] != 200, "not ready without the ledger"
         assert worker.health("/health/live")[0] == 200, "an outage is no reason to be killed"

@@ -86,22 +86,55 @@ def work_until_killed(case, name, count, past):
 
 
 @pytest.fixture
-def restored(case):
-    """A database that is older than the bucket; a worker has seen it and stopped every partition."""
+def killed(case):
+    """A worker died; its bucket, and an older backup of its database."""
     case.generator = generate.Generator(61, case.schemas())
     case.at_backup = work_until_killed(case, "first", 4000, {})
-    backup = f"{case.database}_backup"
-    copy_database(case, case.database, backup)
+    case.backup = f"{case.database}_backup"
+    copy_database(case, case.database, case.backup)
     case.lost = work_until_killed(case, "second", 6000, {n: found[0] for n, found in case.at_backup.items()})
     case.bucket_before = contents(case)
-
-    restore(case, backup)
-    case.rows_before = case.rows()
-    third = case.start("third", **ROLL, **PUT)
-    stops = "SELECT count(*) FROM partition_ledger WHERE stopped = 'restored'"
-    case.wait(lambda: case.query(stops)[0][0] == case.partitions, "every partition stopped")
-    case.third = third
     return case
+
+
+def started_on_it(case):
+    """A worker sees what it was given instead of its database, and stops every partition."""
+    worker = case.start("third", **ROLL, **PUT)
+
+    def stopped():
+        try:
+            found = case.query("SELECT count(*) FROM partition_ledger WHERE stopped = 'restored'")
+        except psycopg.errors.UndefinedTable:
+            return False
+        return found[0][0] == case.partitions
+
+    case.wait(stopped, lambda: f"every partition stopped: {case.frontiers()}")
+    assert worker.alive
+    return worker
+
+
+@pytest.fixture
+def restored(killed):
+    restore(killed, killed.backup)
+    killed.rows_before = killed.rows()
+    killed.third = started_on_it(killed)
+    return killed
+
+
+def reconcile_when_quiet(case):
+    case.wait(lambda: reconcile(case).returncode == 0, "the last PUT's time to be over", 20, every_s=1)
+
+
+def go_on_and_check(case):
+    """The next worker does the rest; no object was touched, and the checker finds nothing."""
+    worker = case.start_ready("last")
+    case.produce(case.generator.event() for _ in range(1000))
+    case.wait_drained()
+    case.wait_exported()
+    assert worker.stop() == 0, case.why()
+    now = contents(case)
+    assert {key: now.get(key) for key in case.bucket_before} == case.bucket_before
+    case.assert_clean()
 
 
 def test_restored_ledger_is_stopped_then_reconciled(restored):
@@ -135,7 +168,7 @@ def test_reconciled_ledger_goes_on(restored):
     case = restored
     assert case.third.stop() == 0, case.why()
     before = case.frontiers()
-    case.wait(lambda: reconcile(case).returncode == 0, "the last PUT's time to be over", 20, every_s=1)
+    reconcile_when_quiet(case)
     after = case.frontiers()
     for number in range(case.partitions):
         # The bucket's end: the export frontier when the database was lost, or a file that was not entered yet.
@@ -152,14 +185,21 @@ def test_reconciled_ledger_goes_on(restored):
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stdout + again.stderr
     assert case.frontiers() == after
 
-    fourth = case.start_ready("fourth")
-    case.produce(case.generator.event() for _ in range(1000))
-    case.wait_drained()
-    case.wait_exported()
-    assert fourth.stop() == 0, case.why()
-    now = contents(case)
-    assert {key: now.get(key) for key in case.bucket_before} == case.bucket_before
-    case.assert_clean()
+    go_on_and_check(case)
+
+
+def test_empty_database_beside_a_full_bucket(killed):
+    """No backup at all: everything that the bucket has of days that Kafka still knows comes back."""
+    case = killed
+    admin(case, sql.SQL("DROP DATABASE {}").format(sql.Identifier(case.database)))
+    admin(case, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(case.database)))
+    worker = started_on_it(case)
+    assert case.rows() == 0
+    assert worker.stop() == 0, case.why()
+    reconcile_when_quiet(case)
+    assert {n: found[0] for n, found in case.frontiers().items()} == {n: found[1] for n, found in case.frontiers().items()}
+    assert case.rows() == case.query("SELECT sum(rows) FROM export_files")[0][0] > 5000
+    go_on_and_check(case)
 
 
 def compared(url):
@@ -181,10 +221,9 @@ def roll_back(url, day):
     statements = [
         "DELETE FROM export_files f WHERE (SELECT count(*) FROM export_files o WHERE o.partition = f.partition"
         " AND o.first_offset <= f.first_offset) > f.partition",
-        "UPDATE partition_ledger l SET persist_frontier = greatest(coalesce((SELECT max(next_offset) FROM export_files f"
-        " WHERE f.partition = l.partition), 0), l.persist_frontier / 3)",
-        "UPDATE partition_ledger l SET export_frontier = coalesce((SELECT max(next_offset) FROM export_files f"
-        " WHERE f.partition = l.partition), 0)",
+        "UPDATE partition_ledger l SET export_frontier = f.next, persist_frontier = greatest(f.next, l.persist_frontier / 3)"
+        " FROM (SELECT p.partition, coalesce(max(e.next_offset), 0) AS next FROM partition_ledger p"
+        " LEFT JOIN export_files e USING (topic, partition) GROUP BY 1) f WHERE f.partition = l.partition",
         "DELETE FROM user_interactions u USING partition_ledger l WHERE l.partition = u.kafka_partition"
         " AND u.kafka_offset >= l.persist_frontier",
         "UPDATE partition_ledger SET persist_day = %(day)s, closed_day = %(before)s, updated_at = updated_at - interval '1 day'",
