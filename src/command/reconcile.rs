@@ -20,7 +20,7 @@ use self::bucket::{Bucket, Object, Survey};
 use super::Failure;
 use super::ledger::log_action;
 use crate::config::Config;
-use crate::postgres::ledger::{NewFile, Stop};
+use crate::postgres::ledger::Stop;
 use crate::postgres::reconcile::{self, PartitionStand, Target, TopicStand};
 use crate::row::day_text;
 
@@ -117,7 +117,8 @@ async fn refuse_if_alive(tx: &mut Tx, config: &Config) -> Result<(), Failure> {
     }
 }
 
-/// Partitions that came after the backup: their first object says where they began.
+/// Partitions that came after the backup, or that a worker has entered beside it without ever owning
+/// them: their first object says where they begin.
 async fn with_new_partitions(
     tx: &mut Tx,
     topic: &str,
@@ -126,21 +127,24 @@ async fn with_new_partitions(
     survey: &Survey,
 ) -> Result<Vec<PartitionStand>, Failure> {
     for (partition, objects) in &survey.objects {
-        let known = partitions.iter().any(|p| p.partition == *partition);
-        let Some(first) = objects.first().filter(|_| !known) else { continue };
-        let start = first.first_offset;
-        reconcile::insert_partition(tx, topic, *partition, start)
+        let Some(start) = objects.first().map(|object| object.first_offset) else { continue };
+        let known = partitions.iter_mut().find(|p| p.partition == *partition);
+        match known {
+            Some(known) if known.epoch > 0 || known.export_frontier <= start => continue,
+            Some(known) => (known.export_frontier, known.persist_frontier) = (start, start),
+            None => partitions.push(PartitionStand {
+                partition: *partition,
+                epoch: 0,
+                persist_frontier: start,
+                persist_day: stand.closed_day + 1,
+                export_frontier: start,
+                closed_day: stand.closed_day,
+                stopped: None,
+            }),
+        }
+        reconcile::begin_partition(tx, topic, *partition, start)
             .await
             .context("entering a partition")?;
-        partitions.push(PartitionStand {
-            partition: *partition,
-            epoch: 0,
-            persist_frontier: start,
-            persist_day: stand.closed_day + 1,
-            export_frontier: start,
-            closed_day: stand.closed_day,
-            stopped: None,
-        });
     }
     partitions.sort_by_key(|p| p.partition);
     Ok(partitions)

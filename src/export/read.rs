@@ -198,3 +198,113 @@ fn push(out: &mut Vec<u8>, parts: &[&[u8]]) {
     out.extend_from_slice(&(length as i32).to_be_bytes());
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, StringArray};
+    use arrow::datatypes::{Field, Schema};
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+    use crate::event::{Interaction, InteractionTypes};
+    use crate::export::file::{FileIdentity, OpenFile, SealedFile};
+    use crate::row::{self, Coordinates};
+
+    const DAY: i32 = 20_500;
+
+    /// Every column with and without a value.
+    fn tuples(rows: i64) -> Vec<u8> {
+        let types = InteractionTypes::parse(InteractionTypes::default_text()).unwrap();
+        let mut out = Vec::new();
+        for n in 0..rows {
+            let some = n % 2 == 0;
+            let interaction = Interaction {
+                user_id: Uuid::from_u128(0xabc_def0 + n as u128),
+                video_id: Uuid::from_u128(n as u128),
+                interaction_type: types.lookup(["view", "skip"][n as usize % 2]).unwrap(),
+                occurred_at_ms: 946_684_800_000 + n,
+                watch_time_seconds: some.then_some(n as f64 / 3.0),
+                recommendation_score: (!some).then_some(-0.0),
+                position: some.then_some(i32::MAX),
+                algorithm: some.then_some("two-tower"),
+                experiment_variant_id: (!some).then_some("ü"),
+                feed_session_id: some.then_some("s"),
+                event_id: (!some).then(|| Uuid::from_u128(u128::MAX)),
+                metadata: some.then_some(r#"{"a":"1","b":"€"}"#),
+            };
+            let recorded_at_ms = row::day_start_ms(DAY) + n;
+            let at =
+                Coordinates { partition: 3, offset: 10 + 2 * n, recorded_at_ms, ingested_at_ms: recorded_at_ms + 40 };
+            row::encode(&mut out, &at, &interaction, &types);
+        }
+        out
+    }
+
+    fn sealed(tuples: &[u8]) -> SealedFile {
+        let topic = "t".to_owned();
+        let identity = FileIdentity { topic, partition: 3, first_offset: 7, day: DAY, epoch: 99 };
+        let mut file = OpenFile::new(identity, 5000).unwrap();
+        file.append(tuples).unwrap();
+        file.seal().unwrap()
+    }
+
+    #[test]
+    fn a_file_gives_back_the_very_bytes_that_were_hashed() {
+        let wanted = tuples(20_001);
+        let file = sealed(&wanted);
+        let mut reader = RowReader::open(file.body.clone()).unwrap();
+        let (mut all, mut batch) = (Vec::new(), Vec::new());
+        while reader.next_rows(&mut batch).unwrap() {
+            all.extend_from_slice(&batch);
+        }
+        assert_eq!(reader.rows(), 20_001);
+        assert_eq!(row::row_hash(&all), file.row_hash);
+        assert!(all == wanted);
+        assert_eq!(reader.said("row_hash"), Some(file.row_hash.as_str()));
+        assert_eq!(reader.said("first_offset"), Some("7"));
+        assert_eq!(reader.said("nothing"), None);
+    }
+
+    /// Our file's rows with one column replaced.
+    fn forged(column: usize, field: Field, values: ArrayRef) -> Bytes {
+        let body = sealed(&tuples(2)).body;
+        let mut batches = ParquetRecordBatchReaderBuilder::try_new(body).unwrap().build().unwrap();
+        let batch = batches.next().unwrap().unwrap();
+        let mut fields: Vec<Arc<Field>> = batch.schema().fields().iter().cloned().collect();
+        let mut columns = batch.columns().to_vec();
+        fields[column] = Arc::new(field);
+        columns[column] = values;
+        let schema = Arc::new(Schema::new(fields));
+        let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), None).unwrap();
+        writer.write(&RecordBatch::try_new(schema, columns).unwrap()).unwrap();
+        writer.into_inner().unwrap().into()
+    }
+
+    #[test]
+    fn another_name_type_or_nullability_is_refused() {
+        let text = |values: [&str; 2]| Arc::new(StringArray::from_iter_values(values)) as ArrayRef;
+        for field in [
+            Field::new("user", DataType::Utf8, false),
+            Field::new("user_id", DataType::Utf8, true),
+        ] {
+            let opened = RowReader::open(forged(5, field, text(["a", "b"])));
+            assert!(matches!(opened, Err(ReadError::Column { index: 5, .. })), "{opened:?}");
+        }
+        let opened = RowReader::open(forged(11, Field::new("position", DataType::Utf8, true), text(["1", "2"])));
+        assert!(matches!(opened, Err(ReadError::Column { index: 11, .. })), "{opened:?}");
+        assert!(RowReader::open(Bytes::from_static(b"PAR1 no, not at all PAR1")).is_err());
+    }
+
+    #[test]
+    fn an_id_that_is_not_written_as_we_write_it_is_refused() {
+        let upper = "0ABCDEF0-0000-0000-0000-000000000000";
+        for id in [upper, "x", ""] {
+            let values = Arc::new(StringArray::from_iter_values([id, id])) as ArrayRef;
+            let body = forged(5, Field::new("user_id", DataType::Utf8, false), values);
+            let read = RowReader::open(body).unwrap().next_rows(&mut Vec::new());
+            assert!(matches!(read, Err(ReadError::Uuid { row: 0, .. })), "{read:?}");
+        }
+    }
+}

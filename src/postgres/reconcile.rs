@@ -15,6 +15,8 @@ use crate::row::{self, CopyOutParser};
 
 /// What workers call themselves, so that they can be told from this command.
 const WORKERS: &str = "feed-worker";
+/// Who owns a partition from this command until a worker takes it: nobody who could have a PUT on its way.
+const OWNER: &str = "ledger reconcile";
 
 /// The topic's row.
 #[derive(Clone, Copy, Debug)]
@@ -95,26 +97,31 @@ pub async fn signs_of_life(
                  WHERE datname = current_database() AND application_name = $2
                    AND pid <> pg_backend_pid()),
                 (SELECT extract(epoch FROM clock_timestamp() - max(updated_at))::float8
-                 FROM partition_ledger WHERE topic = $1)",
+                 FROM partition_ledger WHERE topic = $1 AND owner <> $3)",
     )
     .bind(topic)
     .bind(WORKERS)
+    .bind(OWNER)
     .fetch_one(tx)
     .await
 }
 
-/// Enters a partition that the backup did not have yet, as empty, at its first object.
-pub async fn insert_partition(
+/// Enters a partition that the backup did not have yet, as empty, at its first object; one that was
+/// entered since, but never owned by anybody, begins there too.
+pub async fn begin_partition(
     tx: &mut PgConnection,
     topic: &str,
     partition: i32,
     start: i64,
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO partition_ledger (topic, partition, epoch, owner, persist_frontier, persist_day,
+        "INSERT INTO partition_ledger AS l (topic, partition, epoch, owner, persist_frontier, persist_day,
              export_frontier, closed_day, cluster_id, group_id)
          SELECT topic, $2, 0, '', $3, closed_day + 1, $3, closed_day, cluster_id, group_id
-         FROM topic_ledger WHERE topic = $1",
+         FROM topic_ledger WHERE topic = $1
+         ON CONFLICT (topic, partition) DO UPDATE
+         SET persist_frontier = excluded.persist_frontier, export_frontier = excluded.export_frontier
+         WHERE l.epoch = 0",
     )
     .bind(topic)
     .bind(partition)
@@ -247,7 +254,7 @@ pub async fn move_partition(
              persist_day = greatest(persist_day, ", day!(4), "),
              closed_day = greatest(closed_day, ", day!(5), "),
              epoch = greatest(epoch + 1, $6 + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
-             owner = 'ledger reconcile', last_record_hash = NULL,
+             owner = $7, last_record_hash = NULL,
              stopped = CASE WHEN stopped <> 'restored' THEN stopped END,
              stopped_detail = CASE WHEN stopped <> 'restored' THEN stopped_detail END,
              updated_at = now()
@@ -259,6 +266,7 @@ pub async fn move_partition(
     .bind(target.persist_day)
     .bind(target.closed_day)
     .bind(target.epoch_seen)
+    .bind(OWNER)
     .execute(tx)
     .await
     .map(drop)
