@@ -1,20 +1,24 @@
 //! `feed-worker migrate`: the tables, in versions that are never changed once released.
 
+use anyhow::Context;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::Failure;
 use crate::config::Config;
 use crate::postgres::{self, MIGRATIONS};
 
+/// A connection without time-outs: a migration may take longer than a worker's statement.
+pub(super) async fn connect(config: &Config) -> anyhow::Result<PgConnection> {
+    let options = postgres::connect_options(config)?
+        .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
+    PgConnection::connect_with(&options)
+        .await
+        .context("connecting to postgres (DATABASE_URL) to migrate")
+}
+
 /// Applies what is missing. Safe to run twice at once: an advisory lock orders the runs.
 pub async fn run(config: &Config) -> Result<(), Failure> {
-    let options = postgres::connect_options(config)
-        .map_err(anyhow::Error::from)?
-        // A migration may take longer than a worker's statement.
-        .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
-    let mut connection = PgConnection::connect_with(&options)
-        .await
-        .map_err(|e| anyhow::anyhow!("connecting to postgres (DATABASE_URL) to migrate: {e}"))?;
+    let mut connection = connect(config).await?;
     MIGRATIONS
         .run(&mut connection)
         .await

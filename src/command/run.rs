@@ -39,11 +39,14 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
         prefix = config.s3.prefix,
         "feed-worker starts"
     );
-    if args.migrate {
-        migrate::run(&config).await?;
-        super::maintain::run(&config).await?;
-    }
     let stop = signals.first();
+    if args.migrate {
+        tokio::select! {
+            migrated = migrate_when_there(&config) => migrated?,
+            () = stop.clone().wait() => return Ok(()),
+            () = keep_alive(&health) => return Ok(()),
+        }
+    }
     let prepared = tokio::select! {
         prepared = prepare(&config, health.clone()) => prepared?,
         () = stop.clone().wait() => return Ok(()),
@@ -81,6 +84,18 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
         who,
         health,
     })
+}
+
+/// Migrates, once Postgres is there.
+async fn migrate_when_there(config: &Config) -> Result<(), Failure> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    while let Err(error) = migrate::connect(config).await {
+        metrics::retried("postgres");
+        tracing::warn!(error = format!("{error:#}"), "postgres does not answer: waiting for it");
+        backoff.wait().await;
+    }
+    migrate::run(config).await?;
+    super::maintain::run(config).await
 }
 
 /// Waiting for what is away is progress: restarting the process would not bring it back.

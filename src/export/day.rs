@@ -63,14 +63,17 @@ impl DayFinisher {
     async fn finish(&self, day: i32) -> anyhow::Result<()> {
         let files = days::files(&self.pool, &self.topic, day).await?;
         let gaps = days::gaps(&self.pool, &self.topic, day).await?;
-        let manifest = Manifest::new(&self.topic, day, &[], files, gaps);
+        let partitions = days::partitions(&self.pool, &self.topic, day).await?;
+        let manifest = Manifest::new(&self.topic, day, &partitions, files, gaps);
         let body = Bytes::from(manifest.to_bytes());
         let key = manifest_key(&self.prefix, day);
-        let put = self.store.put_if_absent(&key, body.clone(), "application/json", &[]);
+        let put = self.store.put_if_absent(&key, body, "application/json", &[]);
         if put.await? == PutOutcome::Exists {
-            let there = self.store.get(&key).await?;
+            let there = self.store.get(&key).await?.and_then(|there| Manifest::from_bytes(&there).ok());
+            // An earlier release may have written it, with its own schema's number.
+            let there = there.map(|there| Manifest { schema_version: manifest.schema_version, ..there });
             anyhow::ensure!(
-                there.as_ref() == Some(&body),
+                there.as_ref() == Some(&manifest),
                 "{key} is there and is not what the ledger says: an operator has to look \
                  (was Postgres restored? see `feed-worker ledger reconcile`)"
             );

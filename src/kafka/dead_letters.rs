@@ -147,12 +147,13 @@ impl DeadLetters {
     }
 
     async fn try_send(&self, letter: &DeadLetter) -> Result<(), KafkaError> {
-        let partition = self.partition_of(letter.partition).await;
-        let mut record: FutureRecord<'_, [u8], [u8]> =
-            FutureRecord::to(&self.dlq_topic).headers(letter.headers(&self.topic));
-        if let Some(partition) = partition {
-            record = record.partition(partition);
-        }
+        // A DLQ that is not known yet is waited for: its partitions say where the letter belongs.
+        let Some(partition) = self.partition_of(letter.partition).await else {
+            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition));
+        };
+        let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&self.dlq_topic)
+            .headers(letter.headers(&self.topic))
+            .partition(partition);
         if let Some(key) = &letter.key {
             record = record.key(key);
         }

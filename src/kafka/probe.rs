@@ -36,9 +36,10 @@ pub fn read_at(
     config.set("enable.auto.commit", "false");
     config.set("auto.offset.reset", "error");
     config.set("enable.partition.eof", "true");
-    // One record of each partition is wanted, not a prefetch of it.
-    config.set("fetch.message.max.bytes", "1024");
-    config.set("queued.min.messages", "1");
+    // One record of each partition is wanted, not a prefetch of it. Smaller than a usual batch, the
+    // client would have to ask twice for each partition, with a pause of a second in between.
+    config.set("fetch.message.max.bytes", "65536");
+    config.set("fetch.queue.backoff.ms", "10");
     if config.get("group.id").is_none() {
         config.set("group.id", "feed-worker-probe");
     }

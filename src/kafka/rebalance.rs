@@ -120,14 +120,17 @@ impl GroupContext {
             wait_for(&answer, until.saturating_duration_since(Instant::now()))
         });
         let Some(starts) = starts else {
+            let all: Vec<_> =
+                list.elements().iter().map(|e| (e.partition(), Start::Stopped)).collect();
+            if self.events.is_closed() {
+                return self.take(consumer, &all);
+            }
             tracing::warn!(
                 partitions = list.count(),
                 deadline_ms = self.assign_deadline.as_millis() as u64,
                 "no answer from the ledger in time: taking no partition, joining the group again"
             );
             self.ask_rejoin();
-            let all: Vec<_> =
-                list.elements().iter().map(|e| (e.partition(), Start::Stopped)).collect();
             return self.take(consumer, &all);
         };
         self.take(consumer, &starts)

@@ -175,6 +175,18 @@ pub async fn files(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<FileEntry>
     Ok(rows.iter().map(entry).collect())
 }
 
+/// The partitions that the topic had on a day.
+pub async fn partitions(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<i32>, sqlx::Error> {
+    sqlx::query_scalar(concat!(
+        "SELECT partition FROM partition_ledger WHERE topic = $1 AND first_day <= ", day!(2), "
+         ORDER BY partition"
+    ))
+    .bind(topic)
+    .bind(of)
+    .fetch_all(pool)
+    .await
+}
+
 /// The gaps that were accepted on a day.
 pub async fn gaps(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<GapEntry>, sqlx::Error> {
     let rows = sqlx::query(concat!(

@@ -265,8 +265,9 @@ async fn insert_partitions(
     let starts: Vec<i64> = new.iter().map(|c| c.committed.unwrap_or(c.low)).collect();
     sqlx::query(
         "INSERT INTO partition_ledger (topic, partition, epoch, owner, persist_frontier, persist_day,
-             export_frontier, closed_day, cluster_id, group_id)
-         SELECT t.topic, n.partition, 0, '', n.start, t.closed_day + 1, n.start, t.closed_day, $4, $5
+             export_frontier, closed_day, first_day, cluster_id, group_id)
+         SELECT t.topic, n.partition, 0, '', n.start, t.closed_day + 1, n.start, t.closed_day,
+             t.closed_day + 1, $4, $5
          FROM unnest($2::int[], $3::bigint[]) AS n (partition, start), topic_ledger t
          WHERE t.topic = $1 ORDER BY n.partition ON CONFLICT (topic, partition) DO NOTHING",
     )

@@ -48,6 +48,7 @@ CREATE TABLE partition_ledger (
     persist_day      date        NOT NULL,
     export_frontier  bigint      NOT NULL,
     closed_day       date        NOT NULL,
+    first_day        date        NOT NULL DEFAULT '1970-01-01',  -- manifests name the partition from here on
     last_record_hash bigint,               -- of the record at persist_frontier - 1; null = none seen yet
     rejects_total    bigint      NOT NULL DEFAULT 0,
     reject_run       bigint      NOT NULL DEFAULT 0,  -- rejects in a row, up to persist_frontier
