@@ -142,9 +142,7 @@ async fn with_new_partitions(
                 stopped: None,
             }),
         }
-        reconcile::begin_partition(tx, topic, *partition, start)
-            .await
-            .context("entering a partition")?;
+        reconcile::begin_partition(tx, topic, *partition, start).await.context("entering a partition")?;
     }
     partitions.sort_by_key(|p| p.partition);
     Ok(partitions)
@@ -211,9 +209,7 @@ async fn move_partition(
     if files == 0 && !released && !moves_days {
         return Ok(None);
     }
-    reconcile::move_partition(tx, topic, stand.partition, &target)
-        .await
-        .context("moving a partition")?;
+    reconcile::move_partition(tx, topic, stand.partition, &target).await.context("moving a partition")?;
     refuse_contradictions(tx, topic, stand.partition, closed_day).await?;
     Ok(Some(Moved {
         partition: stand.partition,
@@ -237,7 +233,10 @@ fn refuse_misplaced(object: &Object, end: i64, day: i32) -> Result<(), Failure> 
     }
     if object.day < day {
         let day = day_text(day);
-        return Err(refused(format!("{} lies in an earlier day than {day}, which was reached before it", object.key)));
+        return Err(refused(format!(
+            "{} lies in an earlier day than {day}, which was reached before it",
+            object.key
+        )));
     }
     Ok(())
 }
@@ -248,9 +247,8 @@ async fn refuse_contradictions(
     partition: i32,
     closed_day: i32,
 ) -> Result<(), Failure> {
-    let (beyond, unexported) = reconcile::contradictions(tx, topic, partition)
-        .await
-        .context("comparing table and ledger")?;
+    let (beyond, unexported) =
+        reconcile::contradictions(tx, topic, partition).await.context("comparing table and ledger")?;
     if beyond {
         return Err(refused(format!(
             "the table has rows of partition {partition} past its persist frontier: ledger and table disagree"

@@ -100,8 +100,7 @@ impl RowReader {
         for index in 0..batch.num_rows() {
             let start = tuples.len();
             encode(&batch, index, self.rows, tuples)?;
-            RowRef::parse(&tuples[start..])
-                .map_err(|error| ReadError::Row { row: self.rows, error })?;
+            RowRef::parse(&tuples[start..]).map_err(|error| ReadError::Row { row: self.rows, error })?;
             self.rows += 1;
         }
         Ok(true)
@@ -132,12 +131,7 @@ fn columns() -> [(&'static str, DataType, bool); COLUMNS.len()] {
 }
 
 /// Appends one row as its tuple.
-fn encode(
-    batch: &RecordBatch,
-    index: usize,
-    row: u64,
-    out: &mut Vec<u8>,
-) -> Result<(), ReadError> {
+fn encode(batch: &RecordBatch, index: usize, row: u64, out: &mut Vec<u8>) -> Result<(), ReadError> {
     out.extend_from_slice(&(COLUMNS.len() as i16).to_be_bytes());
     for (column, name) in batch.columns().iter().zip(COLUMNS) {
         if column.is_null(index) {
@@ -171,17 +165,12 @@ fn encode(
 }
 
 /// A text column: an id, canonical JSON, or just text.
-fn encode_text(
-    out: &mut Vec<u8>,
-    value: &str,
-    column: &'static str,
-    row: u64,
-) -> Result<(), ReadError> {
+fn encode_text(out: &mut Vec<u8>, value: &str, column: &'static str, row: u64) -> Result<(), ReadError> {
     match column {
         "user_id" | "video_id" | "event_id" => {
-            let id = Uuid::try_parse(value).ok().filter(|id| {
-                id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == value
-            });
+            let id = Uuid::try_parse(value)
+                .ok()
+                .filter(|id| id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == value);
             let id = id.ok_or_else(|| ReadError::Uuid { row, column, value: value.to_owned() })?;
             push(out, &[id.as_bytes()]);
         }
@@ -235,8 +224,12 @@ mod tests {
                 metadata: some.then_some(r#"{"a":"1","b":"€"}"#),
             };
             let recorded_at_ms = row::day_start_ms(DAY) + n;
-            let at =
-                Coordinates { partition: 3, offset: 10 + 2 * n, recorded_at_ms, ingested_at_ms: recorded_at_ms + 40 };
+            let at = Coordinates {
+                partition: 3,
+                offset: 10 + 2 * n,
+                recorded_at_ms,
+                ingested_at_ms: recorded_at_ms + 40,
+            };
             row::encode(&mut out, &at, &interaction, &types);
         }
         out
@@ -285,14 +278,13 @@ mod tests {
     #[test]
     fn another_name_type_or_nullability_is_refused() {
         let text = |values: [&str; 2]| Arc::new(StringArray::from_iter_values(values)) as ArrayRef;
-        for field in [
-            Field::new("user", DataType::Utf8, false),
-            Field::new("user_id", DataType::Utf8, true),
-        ] {
+        for field in [Field::new("user", DataType::Utf8, false), Field::new("user_id", DataType::Utf8, true)]
+        {
             let opened = RowReader::open(forged(5, field, text(["a", "b"])));
             assert!(matches!(opened, Err(ReadError::Column { index: 5, .. })), "{opened:?}");
         }
-        let opened = RowReader::open(forged(11, Field::new("position", DataType::Utf8, true), text(["1", "2"])));
+        let opened =
+            RowReader::open(forged(11, Field::new("position", DataType::Utf8, true), text(["1", "2"])));
         assert!(matches!(opened, Err(ReadError::Column { index: 11, .. })), "{opened:?}");
         assert!(RowReader::open(Bytes::from_static(b"PAR1 no, not at all PAR1")).is_err());
     }

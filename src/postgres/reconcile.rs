@@ -47,10 +47,7 @@ pub async fn begin(config: &Config) -> Result<Transaction<'static, Postgres>, sq
 }
 
 /// Takes the topic's row, which also keeps a second run of this command waiting. None: it has no row.
-pub async fn lock_topic(
-    tx: &mut PgConnection,
-    topic: &str,
-) -> Result<Option<TopicStand>, sqlx::Error> {
+pub async fn lock_topic(tx: &mut PgConnection, topic: &str) -> Result<Option<TopicStand>, sqlx::Error> {
     let row: Option<(i32, i32)> = sqlx::query_as(
         "SELECT closed_day - date '1970-01-01', success_day - date '1970-01-01'
          FROM topic_ledger WHERE topic = $1 FOR UPDATE",
@@ -62,10 +59,7 @@ pub async fn lock_topic(
 }
 
 /// Takes every partition's row, in the order in which workers take them.
-pub async fn lock_partitions(
-    tx: &mut PgConnection,
-    topic: &str,
-) -> Result<Vec<PartitionStand>, sqlx::Error> {
+pub async fn lock_partitions(tx: &mut PgConnection, topic: &str) -> Result<Vec<PartitionStand>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT partition, epoch, persist_frontier, persist_day - date '1970-01-01' AS persist_day,
                 export_frontier, closed_day - date '1970-01-01' AS closed_day, stopped
@@ -87,10 +81,7 @@ pub async fn lock_partitions(
 }
 
 /// Signs of life of workers: sessions on this database, and seconds since the ledger was last updated.
-pub async fn signs_of_life(
-    tx: &mut PgConnection,
-    topic: &str,
-) -> Result<(i64, Option<f64>), sqlx::Error> {
+pub async fn signs_of_life(tx: &mut PgConnection, topic: &str) -> Result<(i64, Option<f64>), sqlx::Error> {
     // The age by the clock, not by now(): waiting for the rows above may have taken a while.
     sqlx::query_as(
         "SELECT (SELECT count(*) FROM pg_stat_activity
@@ -142,7 +133,11 @@ pub async fn entered_files(
         "SELECT object_key, partition, first_offset, next_offset, rows, bytes, row_hash,
                 (extract(epoch FROM recorded_at_min) * 1000)::bigint AS min_ms,
                 (extract(epoch FROM recorded_at_max) * 1000)::bigint AS max_ms
-         FROM export_files WHERE topic = $1 AND day BETWEEN ", day!(2), " AND ", day!(3), "
+         FROM export_files WHERE topic = $1 AND day BETWEEN ",
+        day!(2),
+        " AND ",
+        day!(3),
+        "
          ORDER BY partition, first_offset"
     ))
     .bind(topic)
@@ -208,7 +203,9 @@ pub async fn enter_file(
     sqlx::query(concat!(
         "INSERT INTO export_files (topic, partition, first_offset, next_offset, day, object_key, rows,
              bytes, row_hash, recorded_at_min, recorded_at_max, epoch)
-         VALUES ($1, $2, $3, $4, ", day!(5), ", $6, $7, $8, $9,
+         VALUES ($1, $2, $3, $4, ",
+        day!(5),
+        ", $6, $7, $8, $9,
              'epoch'::timestamptz + $10::bigint * interval '1 millisecond',
              'epoch'::timestamptz + $11::bigint * interval '1 millisecond', $12)"
     ))
@@ -251,8 +248,12 @@ pub async fn move_partition(
     sqlx::query(concat!(
         "UPDATE partition_ledger
          SET export_frontier = $3, persist_frontier = greatest(persist_frontier, $3),
-             persist_day = greatest(persist_day, ", day!(4), "),
-             closed_day = greatest(closed_day, ", day!(5), "),
+             persist_day = greatest(persist_day, ",
+        day!(4),
+        "),
+             closed_day = greatest(closed_day, ",
+        day!(5),
+        "),
              epoch = greatest(epoch + 1, $6 + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
              owner = $7, last_record_hash = NULL,
              stopped = CASE WHEN stopped <> 'restored' THEN stopped END,
@@ -294,25 +295,19 @@ pub async fn contradictions(
 }
 
 /// The gaps that the ledger has of a day.
-pub async fn gaps(
-    tx: &mut PgConnection,
-    topic: &str,
-    of: i32,
-) -> Result<Vec<GapEntry>, sqlx::Error> {
+pub async fn gaps(tx: &mut PgConnection, topic: &str, of: i32) -> Result<Vec<GapEntry>, sqlx::Error> {
     let rows: Vec<(i32, i64, i64, String)> = sqlx::query_as(concat!(
         "SELECT partition, from_offset, to_offset, reason FROM ingest_gaps
-         WHERE topic = $1 AND day = ", day!(2), " ORDER BY partition, from_offset"
+         WHERE topic = $1 AND day = ",
+        day!(2),
+        " ORDER BY partition, from_offset"
     ))
     .bind(topic)
     .bind(of)
     .fetch_all(tx)
     .await?;
-    let entry = |(partition, from_offset, to_offset, reason)| GapEntry {
-        from_offset,
-        partition,
-        reason,
-        to_offset,
-    };
+    let entry =
+        |(partition, from_offset, to_offset, reason)| GapEntry { from_offset, partition, reason, to_offset };
     Ok(rows.into_iter().map(entry).collect())
 }
 
@@ -325,7 +320,9 @@ pub async fn insert_gap(
 ) -> Result<(), sqlx::Error> {
     sqlx::query(concat!(
         "INSERT INTO ingest_gaps (topic, partition, from_offset, to_offset, day, reason)
-         VALUES ($1, $3, $4, $5, ", day!(2), ", $6)"
+         VALUES ($1, $3, $4, $5, ",
+        day!(2),
+        ", $6)"
     ))
     .bind(topic)
     .bind(of)
@@ -339,14 +336,14 @@ pub async fn insert_gap(
 }
 
 /// Moves the topic's days forwards.
-pub async fn move_topic(
-    tx: &mut PgConnection,
-    topic: &str,
-    stand: &TopicStand,
-) -> Result<(), sqlx::Error> {
+pub async fn move_topic(tx: &mut PgConnection, topic: &str, stand: &TopicStand) -> Result<(), sqlx::Error> {
     let statement = concat!(
-        "UPDATE topic_ledger SET closed_day = greatest(closed_day, ", day!(2), "),
-             success_day = greatest(success_day, ", day!(3), "), updated_at = now() WHERE topic = $1"
+        "UPDATE topic_ledger SET closed_day = greatest(closed_day, ",
+        day!(2),
+        "),
+             success_day = greatest(success_day, ",
+        day!(3),
+        "), updated_at = now() WHERE topic = $1"
     );
     let update = sqlx::query(statement).bind(topic).bind(stand.closed_day).bind(stand.success_day);
     tx.execute(update).await.map(drop)

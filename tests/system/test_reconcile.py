@@ -47,7 +47,7 @@ def contents(case):
     return {key: hashlib.sha256(case.objects.read(key)).hexdigest() for key in case.keys() if key.endswith(".parquet")}
 
 
-def state(case, **env):
+def state(case):
     """What a refusal must leave as it was."""
     return [
         case.query(f"SELECT * FROM {table} ORDER BY 1, 2, 3")

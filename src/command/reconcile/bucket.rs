@@ -63,11 +63,7 @@ impl Bucket {
         let store = S3::connect(&crate::command::run::s3_settings(config))
             .await
             .map_err(|e| anyhow::anyhow!("object store client: {e}"))?;
-        Ok(Bucket {
-            store,
-            prefix: config.s3.prefix.clone(),
-            topic: config.kafka.topic.clone(),
-        })
+        Ok(Bucket { store, prefix: config.s3.prefix.clone(), topic: config.kafka.topic.clone() })
     }
 
     /// Lists everything from a day on.

@@ -22,11 +22,7 @@ struct Seen {
 
 /// Adds the rows that the table lacks, a batch at a time; returns the object's entry and how many
 /// were added. Whatever is not as it should be is a refusal: the caller's transaction is given up.
-pub(super) async fn load(
-    tx: &mut Tx,
-    bucket: &Bucket,
-    object: &Object,
-) -> Result<(NewFile, u64), Failure> {
+pub(super) async fn load(tx: &mut Tx, bucket: &Bucket, object: &Object) -> Result<(NewFile, u64), Failure> {
     let key = &object.key;
     let claim = bucket.claim(object).await?;
     let body = bucket.get(key).await?;
@@ -143,7 +139,9 @@ fn difference(key: &str, file: &[u8], table: &[u8], missing: &mut Vec<u8>) -> Re
         }
     }
     match next {
-        Some(row) => Err(refused(format!("the table has a row at offset {} that is not in {key}", row.offset()))),
+        Some(row) => {
+            Err(refused(format!("the table has a row at offset {} that is not in {key}", row.offset())))
+        }
         None => Ok(added),
     }
 }
