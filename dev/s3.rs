@@ -133,7 +133,8 @@ impl Faults {
     /// Counts a request and says what shall happen to it.
     fn meet(&mut self, operation: &'static str, key: &str) -> Mode {
         *self.requests.entry(operation).or_default() += 1;
-        let matches = (self.operation == "all" || self.operation == operation) && key.starts_with(&self.prefix);
+        let matches =
+            (self.operation == "all" || self.operation == operation) && key.starts_with(&self.prefix);
         if self.mode == Mode::Off || !matches || self.left == Some(0) {
             return Mode::Off;
         }
@@ -182,7 +183,8 @@ struct Store {
 
 impl Store {
     fn new(root: PathBuf) -> anyhow::Result<Self> {
-        let files = FileSystem::new(&root).map_err(|error| anyhow::anyhow!("{}: {error:?}", root.display()))?;
+        let files =
+            FileSystem::new(&root).map_err(|error| anyhow::anyhow!("{}: {error:?}", root.display()))?;
         Ok(Store {
             files: Arc::new(files),
             root,
@@ -261,7 +263,10 @@ impl Store {
 
 #[async_trait]
 impl S3 for Store {
-    async fn put_object(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+    async fn put_object(
+        &self,
+        mut request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
         let mut bytes = Vec::new();
         if let Some(mut body) = request.input.body.take() {
             while let Some(chunk) = body.next().await {
@@ -281,7 +286,10 @@ impl S3 for Store {
         self.files.get_object(request).await
     }
 
-    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+    async fn head_object(
+        &self,
+        request: S3Request<HeadObjectInput>,
+    ) -> S3Result<S3Response<HeadObjectOutput>> {
         self.admit("head", &request.input.key).await?;
         let _shared = self.gate.read().await;
         self.files.head_object(request).await
@@ -298,7 +306,10 @@ impl S3 for Store {
         self.files.list_objects_v2(request).await
     }
 
-    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+    async fn delete_object(
+        &self,
+        request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
         self.admit("delete", &request.input.key).await?;
         let _alone = self.gate.write().await;
         self.files.delete_object(request).await
@@ -313,16 +324,25 @@ impl S3 for Store {
         self.files.delete_objects(request).await
     }
 
-    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+    async fn head_bucket(
+        &self,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
         self.admit("head", "").await?;
         self.files.head_bucket(request).await
     }
 
-    async fn create_bucket(&self, request: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
+    async fn create_bucket(
+        &self,
+        request: S3Request<CreateBucketInput>,
+    ) -> S3Result<S3Response<CreateBucketOutput>> {
         self.files.create_bucket(request).await
     }
 
-    async fn list_buckets(&self, request: S3Request<ListBucketsInput>) -> S3Result<S3Response<ListBucketsOutput>> {
+    async fn list_buckets(
+        &self,
+        request: S3Request<ListBucketsInput>,
+    ) -> S3Result<S3Response<ListBucketsOutput>> {
         self.admit("list", "").await?;
         self.files.list_buckets(request).await
     }

@@ -40,11 +40,7 @@ pub struct Assigner {
 impl Assigner {
     /// Takes the partitions over, or says why not. Postgres being away is waited for up to the
     /// deadline.
-    pub async fn assign(
-        &self,
-        candidates: &[Candidate],
-        until: Instant,
-    ) -> Result<Assigned, LedgerError> {
+    pub async fn assign(&self, candidates: &[Candidate], until: Instant) -> Result<Assigned, LedgerError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let until = tokio::time::Instant::from_std(until);
         loop {
@@ -75,7 +71,9 @@ impl Assigner {
                 Vec::new()
             }
             Err(_) => {
-                tracing::warn!("the bucket does not answer: whether Postgres was restored is not checked now");
+                tracing::warn!(
+                    "the bucket does not answer: whether Postgres was restored is not checked now"
+                );
                 Vec::new()
             }
         };
@@ -89,7 +87,9 @@ impl Assigner {
         // Decided once and for good: half an answer is none.
         let first_ms = match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(first_ms)) => first_ms,
-            Ok(Err(error)) => return Err(LedgerError::World(format!("the topic's first records: {error:#}"))),
+            Ok(Err(error)) => {
+                return Err(LedgerError::World(format!("the topic's first records: {error:#}")));
+            }
             Err(error) => return Err(LedgerError::World(error.to_string())),
         };
         Ok(row::day_of_ms(first_ms.unwrap_or(now_ms).min(now_ms)))
@@ -97,10 +97,7 @@ impl Assigner {
 
     /// The newest object of each partition that the ledger has not entered yet. It is listed before
     /// the ledger's rows are locked: whatever lies in the bucket by then, the ledger must know of.
-    async fn newest_objects(
-        &self,
-        rows: &BTreeMap<i32, Owned>,
-    ) -> Result<Vec<NewestObject>, StoreError> {
+    async fn newest_objects(&self, rows: &BTreeMap<i32, Owned>) -> Result<Vec<NewestObject>, StoreError> {
         // A ledger without rows may be a fresh database beside an old bucket: then all of it counts.
         let oldest_open = rows.values().map(|r| r.closed_day + 1).min().unwrap_or(0);
         let folder = format!("{}/", self.prefix);

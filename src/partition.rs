@@ -110,6 +110,8 @@ pub struct Partition {
     pub leaving: bool,
     /// Why it stops once what is open is written.
     pub stopping: Option<(Stop, String)>,
+    /// The broker lacks what comes after the records that still wait: next offset, low, high.
+    pub out_of_range: Option<(i64, i64, i64)>,
     /// A row of its batch is being dead-lettered.
     pub repairing: bool,
     /// The client could not read something: the next jump may hide records.
@@ -155,6 +157,7 @@ impl Partition {
             flood: None,
             leaving: false,
             stopping: None,
+            out_of_range: None,
             repairing: false,
             suspect: false,
             unreadable: 0,
@@ -295,17 +298,12 @@ impl Partition {
         if record.offset > self.expected && self.suspect {
             return Err(Taken::Unreadable);
         }
-        self.suspect = false;
         let recorded_at_ms = timestamp_ms.max(row::day_start_ms(self.open.day));
         let rejected = match decoder.decode(chunk.value(record), timestamp_ms) {
             Verdict::Accept(interaction) => {
                 brought.key_mismatches += u64::from(!key_is(chunk.key(record), &interaction));
-                let at = Coordinates {
-                    partition: self.id,
-                    offset: record.offset,
-                    recorded_at_ms,
-                    ingested_at_ms,
-                };
+                let at =
+                    Coordinates { partition: self.id, offset: record.offset, recorded_at_ms, ingested_at_ms };
                 row::encode(&mut self.open.tuples, &at, &interaction, &rules.types);
                 self.open.rows += 1;
                 self.open.day = row::day_of_ms(recorded_at_ms);

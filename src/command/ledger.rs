@@ -38,15 +38,14 @@ pub enum Command {
 pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
     match command {
         Command::Show { json } => show(config, json).await,
-        Command::AcceptGap { partition, to, reason } => {
-            accept_gap(config, partition, to, &reason).await
-        }
+        Command::AcceptGap { partition, to, reason } => accept_gap(config, partition, to, &reason).await,
         Command::Reconcile { reason } => super::reconcile::run(config, &reason).await,
     }
 }
 
 pub(super) async fn connect(config: &Config) -> Result<Transaction<'static, Postgres>, Failure> {
-    let pool: PgPool = postgres::pool(config).map_err(anyhow::Error::from)?;
+    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
+    let pool = PgPool::connect_lazy_with(options.application_name(postgres::COMMAND));
     let begin = pool.begin().await.context("connecting to postgres (DATABASE_URL)");
     Ok(begin?)
 }

@@ -10,10 +10,9 @@ use crate::postgres::{self, MIGRATIONS};
 /// A connection without time-outs: a migration may take longer than a worker's statement.
 pub(super) async fn connect(config: &Config) -> anyhow::Result<PgConnection> {
     let options = postgres::connect_options(config)?
+        .application_name(postgres::COMMAND)
         .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
-    PgConnection::connect_with(&options)
-        .await
-        .context("connecting to postgres (DATABASE_URL) to migrate")
+    PgConnection::connect_with(&options).await.context("connecting to postgres (DATABASE_URL) to migrate")
 }
 
 /// Applies what is missing. Safe to run twice at once: an advisory lock orders the runs.
@@ -29,11 +28,10 @@ pub async fn run(config: &Config) -> Result<(), Failure> {
 
 /// Refuses tables of another version: an older one lacks what this program writes.
 pub async fn check(pool: &PgPool) -> Result<(), Failure> {
-    let version: Option<i64> =
-        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-            .fetch_one(pool)
-            .await
-            .map_err(|e| Failure::Ledger(format!("reading the version of the tables: {e}")))?;
+    let version: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+        .fetch_one(pool)
+        .await
+        .map_err(|e| Failure::Ledger(format!("reading the version of the tables: {e}")))?;
     let version = version.unwrap_or(0);
     // Newer tables are fine: migrations only add, so that an upgrade can be rolled back.
     if version < newest() {

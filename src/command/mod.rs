@@ -143,11 +143,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     result
 }
 
-async fn dispatch(
-    command: Command,
-    config: Config,
-    provenance: &Provenance,
-) -> Result<(), Failure> {
+async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run::run(args, config).await,
         Command::Migrate => migrate::run(&config).await,

@@ -35,10 +35,9 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
     .execute(&mut *tx)
     .await
     .map_err(anyhow::Error::from)?;
-    let counts = |(partition, run, running, full): &(i32, i64, i32, i32)| {
-        serde_json::json!({ "partition": partition, "run": run, "window": running + full })
-    };
-    let detail = serde_json::json!({ "topic": topic, "accepted": before.iter().map(counts).collect::<Vec<_>>() });
+    let counts = |(partition, run, running, full): &(i32, i64, i32, i32)| serde_json::json!({ "partition": partition, "run": run, "window": running + full });
+    let detail =
+        serde_json::json!({ "topic": topic, "accepted": before.iter().map(counts).collect::<Vec<_>>() });
     log_action(&mut tx, "rejects accept", &reason, detail).await?;
     tx.commit().await.map_err(anyhow::Error::from)?;
     println!("rejects of {} partitions of {topic} are accepted; workers run again", before.len());

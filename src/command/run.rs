@@ -64,9 +64,7 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
 async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
     let pool = postgres::pool(config).map_err(anyhow::Error::from)?;
     let store: Arc<dyn ObjectStore> = Arc::new(
-        S3::connect(&s3_settings(config))
-            .await
-            .map_err(|e| anyhow::anyhow!("object store client: {e}"))?,
+        S3::connect(&s3_settings(config)).await.map_err(|e| anyhow::anyhow!("object store client: {e}"))?,
     );
     prove_store(store.as_ref(), &config.s3.prefix).await?;
     let who = Identity {

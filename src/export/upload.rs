@@ -59,7 +59,12 @@ impl Uploader {
             match self.try_upload(&key, &file).await {
                 Ok(ended) => {
                     let _ = self.done.send(Done::StoreIsAway(false));
-                    metrics::file_uploaded(roll.as_str(), file.rows, file.body.len() as u64, started.elapsed());
+                    metrics::file_uploaded(
+                        roll.as_str(),
+                        file.rows,
+                        file.body.len() as u64,
+                        started.elapsed(),
+                    );
                     return ended;
                 }
                 Err(Trouble::End(ended)) => {
@@ -79,12 +84,7 @@ impl Uploader {
 
     async fn try_upload(&self, key: &str, file: &SealedFile) -> Result<Uploaded, Trouble> {
         let metadata = file.object_metadata();
-        let put = self.store.put_if_absent(
-            key,
-            file.body.clone(),
-            SealedFile::CONTENT_TYPE,
-            &metadata,
-        );
+        let put = self.store.put_if_absent(key, file.body.clone(), SealedFile::CONTENT_TYPE, &metadata);
         match put.await {
             Ok(PutOutcome::Created) => self.enter(&own_entry(key, file)).await,
             Ok(PutOutcome::Exists) => self.adopt(key, file).await,
@@ -164,11 +164,7 @@ impl Uploader {
         Ok(())
     }
 
-    async fn table_rows(
-        &self,
-        file: &SealedFile,
-        next_offset: i64,
-    ) -> Result<reread::Summary, Trouble> {
+    async fn table_rows(&self, file: &SealedFile, next_offset: i64) -> Result<reread::Summary, Trouble> {
         let range = reread::Range {
             partition: file.identity.partition,
             epoch: file.identity.epoch,

@@ -59,8 +59,7 @@ impl DeadLetter {
         let headers = text(headers, "__connect.errors.partition", &self.partition.to_string());
         let headers = text(headers, "__connect.errors.offset", &self.offset.to_string());
         let headers = text(headers, "__connect.errors.exception.class.name", "feed_worker.Reject");
-        let headers =
-            text(headers, "__connect.errors.exception.message", &self.reject.to_string());
+        let headers = text(headers, "__connect.errors.exception.message", &self.reject.to_string());
         let headers = text(headers, "feed_worker.reject.reason", self.reject.reason.as_str());
         match self.reject.field {
             Some(field) => text(headers, "feed_worker.reject.field", field),
@@ -124,9 +123,7 @@ impl DeadLetters {
                     metrics::dead_letters_sent(1);
                     return Ok(());
                 }
-                Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge))
-                    if !cut =>
-                {
+                Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) if !cut => {
                     letter.truncate();
                     cut = true;
                 }
@@ -151,9 +148,8 @@ impl DeadLetters {
         let Some(partition) = self.partition_of(letter.partition).await else {
             return Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition));
         };
-        let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&self.dlq_topic)
-            .headers(letter.headers(&self.topic))
-            .partition(partition);
+        let mut record: FutureRecord<'_, [u8], [u8]> =
+            FutureRecord::to(&self.dlq_topic).headers(letter.headers(&self.topic)).partition(partition);
         if let Some(key) = &letter.key {
             record = record.key(key);
         }

@@ -74,11 +74,7 @@ pub fn read_at(
 }
 
 /// The partitions of a topic, fresh from the broker, sorted. Blocks.
-pub fn partitions(
-    config: &ClientConfig,
-    topic: &str,
-    timeout: Duration,
-) -> Result<Vec<i32>, KafkaError> {
+pub fn partitions(config: &ClientConfig, topic: &str, timeout: Duration) -> Result<Vec<i32>, KafkaError> {
     let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
     let metadata = consumer.fetch_metadata(Some(topic), timeout)?;
     let mut partitions: Vec<i32> = metadata

@@ -102,7 +102,11 @@ impl GroupContext {
 
     pub fn set_stopped(&self, partition: i32, stopped: bool) {
         if let Ok(mut set) = self.stopped.lock() {
-            if stopped { set.insert(partition) } else { set.remove(&partition) };
+            if stopped {
+                set.insert(partition)
+            } else {
+                set.remove(&partition)
+            };
         }
     }
 
@@ -120,8 +124,7 @@ impl GroupContext {
             wait_for(&answer, until.saturating_duration_since(Instant::now()))
         });
         let Some(starts) = starts else {
-            let all: Vec<_> =
-                list.elements().iter().map(|e| (e.partition(), Start::Stopped)).collect();
+            let all: Vec<_> = list.elements().iter().map(|e| (e.partition(), Start::Stopped)).collect();
             if self.events.is_closed() {
                 return self.take(consumer, &all);
             }
@@ -201,8 +204,7 @@ impl GroupContext {
             let frontiers = wait_for(&answer, self.revoke_deadline);
             if let Some(frontiers) = frontiers.filter(|f| !lost && !f.is_empty()) {
                 // May be refused while the group is between two generations; the ledger stands.
-                if let Err(error) = consumer.commit(&offsets(&self.topic, &frontiers), CommitMode::Sync)
-                {
+                if let Err(error) = consumer.commit(&offsets(&self.topic, &frontiers), CommitMode::Sync) {
                     tracing::info!(%error, "frontiers of revoked partitions were not committed");
                 }
             }
@@ -222,12 +224,7 @@ impl ClientContext for GroupContext {
 }
 
 impl ConsumerContext for GroupContext {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        error: RDKafkaRespErr,
-        list: &mut TopicPartitionList,
-    ) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let result = match error {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.on_assign(consumer, list),
             _ => self.on_revoke(consumer, list),
@@ -243,9 +240,7 @@ impl ConsumerContext for GroupContext {
             tracing::debug!(%error, "a commit to kafka was refused: it is sent again");
             if let Ok(mut refused) = self.refused.lock() {
                 let offset = |e: &TopicPartitionListElem<'_>| e.offset().to_raw();
-                refused.extend(
-                    list.elements().iter().filter_map(|e| Some((e.partition(), offset(e)?))),
-                );
+                refused.extend(list.elements().iter().filter_map(|e| Some((e.partition(), offset(e)?))));
             }
         }
     }

@@ -46,13 +46,25 @@ pub enum SourceEvent {
         reply: Sender<Vec<(i32, Start)>>,
     },
     /// A partition began again: its records are those of this assignment, or a later one.
-    Restarted { partition: i32, assignment: u64 },
+    Restarted {
+        partition: i32,
+        assignment: u64,
+    },
     /// The client could not read something it fetched: a jump of offsets may hide records now.
     Unreadable,
     /// Partitions are taken away; the callback waits for the offsets to commit.
-    Revoke { partitions: Vec<i32>, lost: bool, reply: Sender<Vec<(i32, i64)>> },
+    Revoke {
+        partitions: Vec<i32>,
+        lost: bool,
+        reply: Sender<Vec<(i32, i64)>>,
+    },
     /// The broker does not have the offset that comes next.
-    OutOfRange { partition: i32, next: i64, low: i64, high: i64 },
+    OutOfRange {
+        partition: i32,
+        next: i64,
+        low: i64,
+        high: i64,
+    },
     /// The client cannot go on; the process has to end.
     Fatal(String),
 }
@@ -106,14 +118,15 @@ impl Source {
             next: BTreeMap::new(),
             held: BTreeSet::new(),
             commits: BTreeMap::new(),
+            sent: BTreeMap::new(),
             committed_at: Instant::now(),
             full_since: None,
             paused: false,
         };
-        let thread =
-            std::thread::Builder::new().name("kafka-poll".into()).spawn(move || poller.run()).map_err(
-                |e| KafkaError::ClientCreation(format!("cannot start the poll thread: {e}")),
-            )?;
+        let thread = std::thread::Builder::new()
+            .name("kafka-poll".into())
+            .spawn(move || poller.run())
+            .map_err(|e| KafkaError::ClientCreation(format!("cannot start the poll thread: {e}")))?;
         Ok(Source { commands, outstanding, thread })
     }
 
@@ -145,6 +158,8 @@ struct Poller {
     next: BTreeMap<i32, i64>,
     held: BTreeSet<i32>,
     commits: BTreeMap<i32, i64>,
+    /// The last frontier that was sent for each partition.
+    sent: BTreeMap<i32, i64>,
     committed_at: Instant,
     full_since: Option<Instant>,
     paused: bool,
@@ -216,8 +231,7 @@ impl Poller {
                 list.add_partition(&self.topic, element.partition());
             }
         }
-        let result =
-            if pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+        let result = if pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
         if let Err(error) = result {
             tracing::warn!(%error, pause, "cannot pause or resume the partitions");
         }
@@ -228,8 +242,7 @@ impl Poller {
     }
 
     fn hold(&mut self, partition: i32, hold: bool) {
-        let changed =
-            if hold { self.held.insert(partition) } else { self.held.remove(&partition) };
+        let changed = if hold { self.held.insert(partition) } else { self.held.remove(&partition) };
         if !changed || (self.paused && !hold) {
             return;
         }
@@ -275,9 +288,7 @@ impl Poller {
         let mut wait = POLL_WAIT;
         while self.poll_once(wait) {
             wait = Duration::ZERO;
-            if self.chunk.records.len() >= CHUNK_RECORDS_MAX
-                || self.chunk.size_bytes() >= CHUNK_BYTES_MAX
-            {
+            if self.chunk.records.len() >= CHUNK_RECORDS_MAX || self.chunk.size_bytes() >= CHUNK_BYTES_MAX {
                 break;
             }
         }
@@ -355,10 +366,11 @@ impl Poller {
     fn on_error(&mut self, error: &KafkaError) {
         match error {
             KafkaError::MessageConsumptionFatal(code) => {
-                let detail = self.consumer.client().fatal_error().map_or_else(
-                    || code.to_string(),
-                    |(code, reason)| format!("{code}: {reason}"),
-                );
+                let detail = self
+                    .consumer
+                    .client()
+                    .fatal_error()
+                    .map_or_else(|| code.to_string(), |(code, reason)| format!("{code}: {reason}"));
                 let _ = self.events.send(SourceEvent::Fatal(detail));
             }
             KafkaError::MessageConsumption(
@@ -431,7 +443,10 @@ impl Poller {
 
     fn commit_if_due(&mut self) {
         for (partition, frontier) in self.consumer.context().take_refused() {
-            self.commits.entry(partition).or_insert(frontier);
+            // A newer one may have been sent meanwhile: an older one must not come after it.
+            if self.sent.get(&partition).is_none_or(|sent| *sent <= frontier) {
+                self.commits.entry(partition).or_insert(frontier);
+            }
         }
         if self.commits.is_empty() || self.committed_at.elapsed() < self.commit_interval {
             return;
@@ -445,6 +460,7 @@ impl Poller {
 
     fn commit(&mut self, frontiers: &[(i32, i64)], mode: CommitMode) {
         self.committed_at = Instant::now();
+        self.sent.extend(frontiers.iter().copied());
         let list = offsets(&self.topic, frontiers);
         if list.count() == 0 {
             return;

@@ -8,9 +8,9 @@ use crate::export::file::FileError;
 use crate::export::upload::Uploaded;
 use crate::kafka::probe::{self, Found};
 use crate::partition::{AbortOnDrop, Partition, Wait};
+use crate::postgres::days;
 use crate::postgres::ledger::Stop;
 use crate::postgres::reread::{self, Range, Reread};
-use crate::postgres::days;
 use crate::telemetry::health;
 use crate::telemetry::metrics;
 
@@ -42,8 +42,7 @@ impl Pipeline {
                 Ok(())
             }
             Done::StoreIsAway(away) => {
-                self.store_away_since =
-                    away.then(|| self.store_away_since.unwrap_or_else(Instant::now));
+                self.store_away_since = away.then(|| self.store_away_since.unwrap_or_else(Instant::now));
                 Ok(())
             }
             Done::Probed { now_ms, at, empty } => {
@@ -166,8 +165,7 @@ impl Pipeline {
         let turns = ids.iter().filter(|id| **id > after).chain(ids.iter().filter(|id| **id <= after));
         for id in turns {
             let Some(partition) = self.partitions.get_mut(id) else { continue };
-            let Some((from, upto)) = partition.exporter.next_read(partition.frontier, rows_max)
-            else {
+            let Some((from, upto)) = partition.exporter.next_read(partition.frontier, rows_max) else {
                 continue;
             };
             let range = Range {
@@ -184,10 +182,7 @@ impl Pipeline {
             let (pool, topic, done) =
                 (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
             tokio::spawn(async move {
-                let read = tokio::time::timeout(
-                    Duration::from_secs(10),
-                    reread::read(&pool, &topic, &range),
-                );
+                let read = tokio::time::timeout(Duration::from_secs(10), reread::read(&pool, &topic, &range));
                 let result = match read.await {
                     Ok(result) => result.map_err(|e| e.to_string()),
                     Err(_) => Err("no answer in time".to_owned()),
@@ -325,10 +320,8 @@ impl Pipeline {
             let (pool, topic, done) =
                 (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
             tokio::spawn(async move {
-                let mut backoff = crate::retry::Backoff::new(
-                    Duration::from_millis(50),
-                    Duration::from_secs(2),
-                );
+                let mut backoff =
+                    crate::retry::Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
                 let day = loop {
                     let at = (id, epoch, frontier);
                     match days::advance(&pool, &topic, at, (from, to)).await {

@@ -195,8 +195,7 @@ impl Pipeline {
         for (batch, outcome) in result {
             let id = batch.partition;
             // A batch of an earlier epoch: whoever owns the partition now read what it left.
-            let Some(partition) = self.partitions.get_mut(&id).filter(|p| p.epoch == batch.epoch)
-            else {
+            let Some(partition) = self.partitions.get_mut(&id).filter(|p| p.epoch == batch.epoch) else {
                 continue;
             };
             match outcome {
@@ -260,8 +259,7 @@ impl Pipeline {
         let (pool, topic, done) =
             (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
         tokio::spawn(async move {
-            let mut backoff =
-                Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+            let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
             let ours = loop {
                 match ledger::stop(&pool, &topic, id, epoch, stop, &detail).await {
                     Ok(ours) => break ours,
@@ -308,6 +306,10 @@ impl Pipeline {
         if next < partition.expected() {
             return; // of an earlier assignment
         }
+        if !partition.parked.is_empty() {
+            partition.out_of_range = Some((next, low, high));
+            return;
+        }
         partition.leaving = true;
         partition.stopping = Some(if low > next {
             (Stop::Gap, format!("offsets {next}..{low} were not read and are gone from the broker"))
@@ -318,6 +320,14 @@ impl Pipeline {
 
     /// Stops partitions that were only waiting for their last batch.
     fn stop_what_is_written(&mut self) {
+        let overtaken = |p: &mut Partition| {
+            let (next, low, high) = p.out_of_range.take_if(|_| p.parked.is_empty())?;
+            Some((p.id, next, low, high))
+        };
+        let overtaken: Vec<_> = self.partitions.values_mut().filter_map(overtaken).collect();
+        for (id, next, low, high) in overtaken {
+            self.stop_out_of_range(id, next, low, high);
+        }
         let due = |p: &&mut Partition| p.stopping.is_some() && p.is_written();
         let stopping: Vec<_> = self
             .partitions
@@ -341,8 +351,7 @@ impl Pipeline {
             partition.repairing = true;
         }
         tokio::spawn(async move {
-            let mut backoff =
-                Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+            let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
             let chunk = loop {
                 let (config, topic) = (config.clone(), topic.clone());
                 let read = move || {
@@ -351,14 +360,16 @@ impl Pipeline {
                 };
                 match tokio::task::spawn_blocking(read).await {
                     Ok(Ok(chunk)) => break chunk,
-                    Ok(Err(error)) => tracing::warn!(partition, offset, %error, "a refused record is not read yet"),
+                    Ok(Err(error)) => {
+                        tracing::warn!(partition, offset, %error, "a refused record is not read yet");
+                    }
                     Err(_) => break None,
                 }
                 backoff.wait().await;
             };
             let letter = chunk.as_ref().and_then(|chunk| {
-                let reject = Reject::new(RejectReason::RefusedByPostgres)
-                    .detail(format!("SQLSTATE {sqlstate}"));
+                let reject =
+                    Reject::new(RejectReason::RefusedByPostgres).detail(format!("SQLSTATE {sqlstate}"));
                 chunk.records.first().map(|record| DeadLetter::new(chunk, record, reject))
             });
             let Some(letter) = letter else {
@@ -414,7 +425,10 @@ impl Pipeline {
                 ),
             },
             Answer::Missing => {
-                tracing::error!(schema_id = id, "the registry has no such schema: its events are dead-lettered");
+                tracing::error!(
+                    schema_id = id,
+                    "the registry has no such schema: its events are dead-lettered"
+                );
                 self.decoder.add_missing(id);
                 self.missing.insert(id, Instant::now());
             }
@@ -447,8 +461,7 @@ impl Pipeline {
             self.fenced.clear();
             self.source.send(Command::Rejoin(Duration::from_secs(1)));
         }
-        let ids: Vec<i32> =
-            self.stopped.iter().filter(|(_, s)| s.written).map(|(id, _)| *id).collect();
+        let ids: Vec<i32> = self.stopped.iter().filter(|(_, s)| s.written).map(|(id, _)| *id).collect();
         if !ids.is_empty() && self.asked_released_at.elapsed() > Duration::from_secs(2) {
             self.asked_released_at = Instant::now();
             let (pool, topic, done) =

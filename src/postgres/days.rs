@@ -14,9 +14,7 @@ use crate::row;
 
 /// Postgres's clock in ms since 1970.
 pub async fn now_ms(pool: &PgPool) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-        .fetch_one(pool)
-        .await
+    sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").fetch_one(pool).await
 }
 
 /// A partition that was seen empty reaches `to`. False: its frontier or owner is another by now.
@@ -27,9 +25,14 @@ pub async fn advance(
     (from, to): (i32, i32),
 ) -> Result<bool, sqlx::Error> {
     let moved = sqlx::query(concat!(
-        "UPDATE partition_ledger SET persist_day = ", day!(6), ", updated_at = now()
+        "UPDATE partition_ledger SET persist_day = ",
+        day!(6),
+        ", updated_at = now()
          WHERE topic = $1 AND partition = $2 AND epoch = $3 AND persist_frontier = $4
-           AND persist_day = ", day!(5), " AND persist_day < ", day!(6)
+           AND persist_day = ",
+        day!(5),
+        " AND persist_day < ",
+        day!(6)
     ))
     .bind(topic)
     .bind(partition)
@@ -72,14 +75,22 @@ pub async fn close_partition(
     day: i32,
 ) -> Result<Option<i32>, sqlx::Error> {
     sqlx::query(concat!(
-        "UPDATE partition_ledger l SET closed_day = ", day!(4), " - 1, updated_at = now()
-         WHERE topic = $1 AND partition = $2 AND epoch = $3 AND persist_day = ", day!(4), "
-           AND closed_day < ", day!(4), " - 1
+        "UPDATE partition_ledger l SET closed_day = ",
+        day!(4),
+        " - 1, updated_at = now()
+         WHERE topic = $1 AND partition = $2 AND epoch = $3 AND persist_day = ",
+        day!(4),
+        "
+           AND closed_day < ",
+        day!(4),
+        " - 1
            AND NOT EXISTS (
                SELECT FROM user_interactions u
                WHERE u.kafka_partition = l.partition AND u.kafka_offset >= l.export_frontier
                  AND u.recorded_at >= (l.closed_day + 1)::timestamp AT TIME ZONE 'UTC'
-                 AND u.recorded_at < ", day!(4), "::timestamp AT TIME ZONE 'UTC')"
+                 AND u.recorded_at < ",
+        day!(4),
+        "::timestamp AT TIME ZONE 'UTC')"
     ))
     .bind(topic)
     .bind(partition)
@@ -111,12 +122,10 @@ pub async fn topic_days(pool: &PgPool, topic: &str) -> Result<Option<(i32, i32)>
 
 /// The least closed day of the partitions that the ledger knows.
 pub async fn least_closed(pool: &PgPool, topic: &str) -> Result<Option<i32>, sqlx::Error> {
-    sqlx::query_scalar(
-        "SELECT min(closed_day) - date '1970-01-01' FROM partition_ledger WHERE topic = $1",
-    )
-    .bind(topic)
-    .fetch_one(pool)
-    .await
+    sqlx::query_scalar("SELECT min(closed_day) - date '1970-01-01' FROM partition_ledger WHERE topic = $1")
+        .bind(topic)
+        .fetch_one(pool)
+        .await
 }
 
 /// Closes the topic's days up to the least closed day of its partitions. `partitions` asks the broker
@@ -130,10 +139,7 @@ where
     F: Future<Output = Option<Vec<i32>>>,
 {
     let mut tx = pool.begin().await?;
-    sqlx::query("SELECT FROM topic_ledger WHERE topic = $1 FOR UPDATE")
-        .bind(topic)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query("SELECT FROM topic_ledger WHERE topic = $1 FOR UPDATE").bind(topic).execute(&mut *tx).await?;
     let Some(partitions) = partitions().await else { return Ok(()) };
     sqlx::query(
         "UPDATE topic_ledger t SET closed_day = l.closed_day, updated_at = now()
@@ -154,7 +160,9 @@ pub async fn files(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<FileEntry>
         "SELECT object_key, partition, first_offset, next_offset, rows, bytes, row_hash,
                 (extract(epoch FROM recorded_at_min) * 1000)::bigint AS min_ms,
                 (extract(epoch FROM recorded_at_max) * 1000)::bigint AS max_ms
-         FROM export_files WHERE topic = $1 AND day = ", day!(2), "
+         FROM export_files WHERE topic = $1 AND day = ",
+        day!(2),
+        "
          ORDER BY partition, first_offset"
     ))
     .bind(topic)
@@ -178,7 +186,9 @@ pub async fn files(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<FileEntry>
 /// The partitions that the topic had on a day.
 pub async fn partitions(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<i32>, sqlx::Error> {
     sqlx::query_scalar(concat!(
-        "SELECT partition FROM partition_ledger WHERE topic = $1 AND first_day <= ", day!(2), "
+        "SELECT partition FROM partition_ledger WHERE topic = $1 AND first_day <= ",
+        day!(2),
+        "
          ORDER BY partition"
     ))
     .bind(topic)
@@ -191,7 +201,9 @@ pub async fn partitions(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<i32>,
 pub async fn gaps(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<GapEntry>, sqlx::Error> {
     let rows = sqlx::query(concat!(
         "SELECT partition, from_offset, to_offset, reason FROM ingest_gaps
-         WHERE topic = $1 AND day = ", day!(2), " ORDER BY partition, from_offset"
+         WHERE topic = $1 AND day = ",
+        day!(2),
+        " ORDER BY partition, from_offset"
     ))
     .bind(topic)
     .bind(of)
@@ -209,8 +221,13 @@ pub async fn gaps(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<GapEntry>, 
 /// Notes that a day's `_SUCCESS` lies in the bucket.
 pub async fn finished(pool: &PgPool, topic: &str, finished: i32) -> Result<(), sqlx::Error> {
     sqlx::query(concat!(
-        "UPDATE topic_ledger SET success_day = ", day!(2), ", updated_at = now()
-         WHERE topic = $1 AND success_day < ", day!(2), " AND closed_day >= ", day!(2)
+        "UPDATE topic_ledger SET success_day = ",
+        day!(2),
+        ", updated_at = now()
+         WHERE topic = $1 AND success_day < ",
+        day!(2),
+        " AND closed_day >= ",
+        day!(2)
     ))
     .bind(topic)
     .bind(finished)

@@ -11,11 +11,10 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-use super::sqlstate;
+use super::transaction::{EVICT, Failure, write};
 use crate::config::Config;
 use crate::reject_limit::RejectWindow;
 use crate::retry::Backoff;
-use crate::row;
 use crate::telemetry::metrics;
 
 /// How long a lane waits for a lock that somebody else holds before it looks who that is. Longer delays
@@ -54,7 +53,10 @@ pub enum Outcome {
     /// A row of the range is in the table although the ledger says it is not: an operator must look.
     Disagrees,
     /// Postgres refuses this row; nothing of the batch was written.
-    Refused { offset: i64, sqlstate: String },
+    Refused {
+        offset: i64,
+        sqlstate: String,
+    },
 }
 
 /// One job for a lane, and what comes back of it.
@@ -66,22 +68,8 @@ pub struct Lane {
     topic: String,
     options: PgConnectOptions,
     statement_timeout_ms: i64,
-    deadline: Duration,
-    connection: Option<PgConnection>,
-}
-
-/// Why an attempt did not commit.
-enum Failure {
-    /// These partitions did not pass the compare-and-set.
-    Fenced(Vec<i32>),
-    Duplicate,
-    Refused,
-    /// COMMIT was sent, and no answer came.
-    Unknown(String),
-    /// The world's fault.
-    Transient(String),
-    /// Somebody holds a lock, or a statement took too long.
-    Blocked(String),
+    pub(super) deadline: Duration,
+    pub(super) connection: Option<PgConnection>,
 }
 
 impl Lane {
@@ -213,7 +201,7 @@ impl Lane {
         }
     }
 
-    async fn connection(&mut self) -> Result<&mut PgConnection, Failure> {
+    pub(super) async fn connection(&mut self) -> Result<&mut PgConnection, Failure> {
         if self.connection.is_none() {
             let connect = PgConnection::connect_with(&self.options);
             let connection = match tokio::time::timeout(self.deadline, connect).await {
@@ -256,7 +244,7 @@ impl Lane {
     }
 
     /// (partition, epoch, frontier) of the job's partitions, locked one after the other.
-    async fn ledger_rows(&mut self, job: &Job) -> Result<Vec<(i32, i64, i64)>, String> {
+    pub(super) async fn ledger_rows(&mut self, job: &Job) -> Result<Vec<(i32, i64, i64)>, String> {
         let deadline = self.deadline;
         let topic = self.topic.clone();
         let partitions: Vec<i32> = job.iter().map(|b| b.partition).collect();
@@ -274,245 +262,4 @@ impl Lane {
         };
         Ok(rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect())
     }
-
-    /// A duplicate key: either the compare-and-set would have failed (somebody else wrote the range),
-    /// or table and ledger disagree.
-    async fn split_duplicates(&mut self, job: &mut Job, done: &mut JobResult) -> Result<(), String> {
-        let stands = self.ledger_rows(job).await?;
-        let mut rest = Job::new();
-        let mut left = std::mem::take(job).into_iter();
-        while let Some(batch) = left.next() {
-            let stand = stands.iter().find(|(p, ..)| *p == batch.partition);
-            let passes = stand.is_some_and(|(_, e, f)| *e == batch.epoch && *f == batch.first);
-            if !passes {
-                done.push((batch, Outcome::Fenced));
-                continue;
-            }
-            match self.rows_exist(&batch).await {
-                Ok(true) => done.push((batch, Outcome::Disagrees)),
-                Ok(false) => rest.push(batch),
-                Err(why) => {
-                    rest.push(batch);
-                    rest.extend(left);
-                    *job = rest;
-                    return Err(why);
-                }
-            }
-        }
-        *job = rest;
-        Ok(())
-    }
-
-    async fn rows_exist(&mut self, batch: &PartitionBatch) -> Result<bool, String> {
-        let (partition, first, next) = (batch.partition, batch.first, batch.next);
-        let deadline = self.deadline;
-        let connection = self.connection().await.map_err(|f| f.to_string())?;
-        let exists = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM user_interactions
-             WHERE kafka_partition = $1 AND kafka_offset >= $2 AND kafka_offset < $3)",
-        )
-        .bind(partition)
-        .bind(first)
-        .bind(next)
-        .fetch_one(connection);
-        match tokio::time::timeout(deadline, exists).await {
-            Ok(exists) => exists.map_err(|e| e.to_string()),
-            Err(_) => Err(format!("no answer within {deadline:?}")),
-        }
-    }
-
-    /// Finds, in each partition's batch, the first row that Postgres refuses: by trial transactions
-    /// that are rolled back, log2(rows) of them.
-    async fn split_refused(&mut self, job: &mut Job, done: &mut JobResult) -> Result<(), String> {
-        let mut rest = Job::new();
-        let mut left = std::mem::take(job).into_iter();
-        while let Some(batch) = left.next() {
-            match self.first_refused(&batch).await {
-                Ok(Some((offset, sqlstate))) => {
-                    done.push((batch, Outcome::Refused { offset, sqlstate }));
-                }
-                Ok(None) => rest.push(batch),
-                Err(why) => {
-                    rest.push(batch);
-                    rest.extend(left);
-                    *job = rest;
-                    return Err(why);
-                }
-            }
-        }
-        *job = rest;
-        Ok(())
-    }
-
-    async fn first_refused(&mut self, batch: &PartitionBatch) -> Result<Option<(i64, String)>, String> {
-        let mut starts = Vec::new();
-        let mut offsets = Vec::new();
-        let mut at = 0;
-        for tuple in row::Rows::new(&batch.tuples) {
-            let tuple = tuple.map_err(|e| e.to_string())?;
-            starts.push(at);
-            offsets.push(tuple.offset());
-            at += tuple.bytes().len();
-        }
-        starts.push(at);
-        let Some(mut code) = self.trial(&batch.tuples).await? else { return Ok(None) };
-        // Invariant: the first `good` rows are taken, the first `bad` rows are not.
-        let (mut good, mut bad) = (0, offsets.len());
-        while bad - good > 1 {
-            let middle = good + (bad - good) / 2;
-            match self.trial(&batch.tuples[..starts[middle]]).await? {
-                Some(refused) => (bad, code) = (middle, refused),
-                None => good = middle,
-            }
-        }
-        Ok(offsets.get(good).map(|offset| (*offset, code)))
-    }
-
-    /// Tries to COPY these rows and rolls back: the SQLSTATE if Postgres refuses one of them.
-    async fn trial(&mut self, tuples: &[u8]) -> Result<Option<String>, String> {
-        let deadline = self.deadline;
-        let connection = self.connection().await.map_err(|f| f.to_string())?;
-        let result = tokio::time::timeout(deadline, async {
-            connection.execute("BEGIN").await?;
-            let copied = copy(connection, &[tuples]).await;
-            connection.execute("ROLLBACK").await?;
-            copied
-        })
-        .await;
-        match result {
-            Ok(Ok(())) => Ok(None),
-            Err(_) => {
-                self.connection = None;
-                Err(format!("no answer within {deadline:?}"))
-            }
-            Ok(Err(error)) => {
-                self.connection = None;
-                match sqlstate(&error) {
-                    Some(code) if refuses_a_row(&code) => Ok(Some(code)),
-                    _ => Err(error.to_string()),
-                }
-            }
-        }
-    }
 }
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Failure::Fenced(partitions) => write!(f, "fenced: partitions {partitions:?}"),
-            Failure::Duplicate => f.write_str("duplicate key"),
-            Failure::Refused => f.write_str("a row was refused"),
-            Failure::Unknown(why) | Failure::Transient(why) | Failure::Blocked(why) => f.write_str(why),
-        }
-    }
-}
-
-/// What says that the row is at fault: data exceptions, NOT NULL, CHECK. Nothing else does.
-fn refuses_a_row(code: &str) -> bool {
-    code.starts_with("22") || code == "23502" || code == "23514"
-}
-
-fn failure(error: sqlx::Error) -> Failure {
-    match sqlstate(&error).as_deref() {
-        Some("23505") => Failure::Duplicate,
-        Some(code) if refuses_a_row(code) => Failure::Refused,
-        // Lock time-out, statement time-out.
-        Some("55P03" | "57014") => Failure::Blocked(error.to_string()),
-        _ => Failure::Transient(error.to_string()),
-    }
-}
-
-/// Everything before the COMMIT.
-async fn write(connection: &mut PgConnection, topic: &str, job: &Job) -> Result<(), Failure> {
-    connection.execute("BEGIN").await.map_err(failure)?;
-    let tuples: Vec<&[u8]> =
-        job.iter().map(|b| b.tuples.as_slice()).filter(|t| !t.is_empty()).collect();
-    if !tuples.is_empty() {
-        copy(connection, &tuples).await.map_err(failure)?;
-    }
-    let moved = move_frontiers(connection, topic, job).await.map_err(failure)?;
-    let missing: Vec<i32> =
-        job.iter().map(|b| b.partition).filter(|p| !moved.contains(p)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    connection.execute("ROLLBACK").await.map_err(failure)?;
-    Err(Failure::Fenced(missing))
-}
-
-async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx::Error> {
-    let mut copy = connection.copy_in_raw(&super::copy_in_statement()).await?;
-    let sent: Result<(), sqlx::Error> = async {
-        copy.send(row::COPY_HEADER).await?;
-        for part in parts {
-            copy.send(*part).await?;
-        }
-        copy.send(&row::COPY_TRAILER[..]).await?;
-        Ok(())
-    }
-    .await;
-    sent?;
-    copy.finish().await.map(|_| ())
-}
-
-/// The compare-and-set: returns the partitions whose frontier moved.
-async fn move_frontiers(
-    connection: &mut PgConnection,
-    topic: &str,
-    job: &Job,
-) -> Result<Vec<i32>, sqlx::Error> {
-    fn column<T>(job: &Job, of: impl Fn(&PartitionBatch) -> T) -> Vec<T> {
-        job.iter().map(of).collect()
-    }
-    sqlx::query_scalar(MOVE_FRONTIERS)
-        .bind(topic)
-        .bind(column(job, |b| b.partition))
-        .bind(column(job, |b| b.epoch))
-        .bind(column(job, |b| b.first))
-        .bind(column(job, |b| b.next))
-        .bind(column(job, |b| b.day_before))
-        .bind(column(job, |b| b.day))
-        .bind(column(job, |b| b.last_record_hash))
-        .bind(column(job, |b| b.rejects.cast_signed()))
-        .bind(column(job, |b| b.window.run))
-        .bind(column(job, |b| b.window.records))
-        .bind(column(job, |b| b.window.rejects))
-        .bind(column(job, |b| b.window.previous_rejects))
-        .fetch_all(connection)
-        .await
-}
-
-/// Another user's sessions, or another program's, are never looked at.
-const EVICT: &str = "
-    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE application_name = 'feed-worker' AND datname = current_database() AND usename = current_user
-      AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'
-      AND query LIKE 'COPY user_interactions%'
-      AND query_start < clock_timestamp() - $1 * interval '1 millisecond'";
-
-/// Rows are locked in the order of their partitions, so that two workers cannot deadlock.
-const MOVE_FRONTIERS: &str = "
-    WITH want AS (
-        SELECT * FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::int[], $7::int[],
-                             $8::bigint[], $9::bigint[], $10::bigint[], $11::int[], $12::int[], $13::int[])
-            AS w (partition, epoch, first, next, day_before, day,
-                  hash, rejects, run, window_records, window_rejects, previous_rejects)
-    ), held AS (
-        SELECT l.partition FROM partition_ledger l JOIN want w USING (partition)
-        WHERE l.topic = $1 ORDER BY l.partition FOR UPDATE OF l
-    )
-    UPDATE partition_ledger l
-    SET persist_frontier = w.next,
-        persist_day      = date '1970-01-01' + w.day,
-        last_record_hash = coalesce(w.hash, l.last_record_hash),
-        rejects_total    = l.rejects_total + w.rejects,
-        reject_run       = w.run,
-        window_records   = w.window_records,
-        window_rejects   = w.window_rejects,
-        previous_rejects = w.previous_rejects,
-        updated_at       = now()
-    FROM want w JOIN held h USING (partition)
-    WHERE l.topic = $1 AND l.partition = w.partition AND l.epoch = w.epoch
-      AND l.persist_frontier = w.first AND l.persist_day = date '1970-01-01' + w.day_before
-      AND l.stopped IS NULL
-    RETURNING l.partition";

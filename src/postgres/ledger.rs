@@ -73,11 +73,15 @@ pub struct Assigned {
 /// Why this worker may not use the ledger at all.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    #[error("the ledger of topic {topic} belongs to cluster {cluster_id} and group {group_id}, not to this worker's; \
-             point it at its own database, or take the ledger over by hand (docs/operations.md)")]
+    #[error(
+        "the ledger of topic {topic} belongs to cluster {cluster_id} and group {group_id}, not to this worker's; \
+             point it at its own database, or take the ledger over by hand (docs/operations.md)"
+    )]
     Foreign { topic: String, cluster_id: String, group_id: String },
-    #[error("partition {partition} is over its reject limit: {why}; \
-             look into the DLQ, then `feed-worker rejects accept` or raise the limit")]
+    #[error(
+        "partition {partition} is over its reject limit: {why}; \
+             look into the DLQ, then `feed-worker rejects accept` or raise the limit"
+    )]
     Flood { partition: i32, why: String },
     /// Something that is asked before partitions are taken over did not answer.
     #[error("{0}")]
@@ -98,10 +102,7 @@ pub struct Identity {
 
 /// How far the partitions of a topic are, without becoming their owner.
 pub async fn peek(pool: &PgPool, topic: &str) -> Result<BTreeMap<i32, Owned>, sqlx::Error> {
-    let rows = sqlx::query(&format!("{SELECT_OWNED} WHERE topic = $1"))
-        .bind(topic)
-        .fetch_all(pool)
-        .await?;
+    let rows = sqlx::query(&format!("{SELECT_OWNED} WHERE topic = $1")).bind(topic).fetch_all(pool).await?;
     Ok(rows.iter().map(owned).map(|o| (o.partition, o)).collect())
 }
 
@@ -117,7 +118,11 @@ pub async fn topic_known(pool: &PgPool, topic: &str) -> Result<(bool, i64), sqlx
 pub async fn enter_topic(pool: &PgPool, who: &Identity, first_day: i32) -> Result<(), sqlx::Error> {
     sqlx::query(concat!(
         "INSERT INTO topic_ledger (topic, cluster_id, group_id, closed_day, success_day)
-         VALUES ($1, $2, $3, ", day!(4), " - 1, ", day!(4), " - 1) ON CONFLICT (topic) DO NOTHING"
+         VALUES ($1, $2, $3, ",
+        day!(4),
+        " - 1, ",
+        day!(4),
+        " - 1) ON CONFLICT (topic) DO NOTHING"
     ))
     .bind(&who.topic)
     .bind(&who.cluster_id)
@@ -129,19 +134,14 @@ pub async fn enter_topic(pool: &PgPool, who: &Identity, first_day: i32) -> Resul
 }
 
 /// Refuses a ledger of another cluster or group.
-pub async fn check_identity(
-    connection: &mut PgConnection,
-    who: &Identity,
-) -> Result<(), LedgerError> {
+pub async fn check_identity(connection: &mut PgConnection, who: &Identity) -> Result<(), LedgerError> {
     let row: Option<(String, String)> =
         sqlx::query_as("SELECT cluster_id, group_id FROM topic_ledger WHERE topic = $1")
             .bind(&who.topic)
             .fetch_optional(connection)
             .await?;
     match row {
-        Some((cluster_id, group_id))
-            if cluster_id != who.cluster_id || group_id != who.group_id =>
-        {
+        Some((cluster_id, group_id)) if cluster_id != who.cluster_id || group_id != who.group_id => {
             Err(LedgerError::Foreign { topic: who.topic.clone(), cluster_id, group_id })
         }
         _ => Ok(()),
@@ -161,8 +161,7 @@ pub async fn assign(
     check_identity(&mut tx, who).await?;
     let partitions: Vec<i32> = candidates.iter().map(|c| c.partition).collect();
     let known = lock_rows(&mut tx, &who.topic, &partitions).await?;
-    let new: Vec<&Candidate> =
-        candidates.iter().filter(|c| !known.contains_key(&c.partition)).collect();
+    let new: Vec<&Candidate> = candidates.iter().filter(|c| !known.contains_key(&c.partition)).collect();
     if !new.is_empty() {
         insert_partitions(&mut tx, who, &new).await?;
     }
@@ -185,11 +184,8 @@ pub async fn assign(
             stopped.push((candidate.partition, format!("{}: {detail}", stop.as_str())));
         }
     }
-    let taken: Vec<i32> = partitions
-        .iter()
-        .copied()
-        .filter(|p| !stopped.iter().any(|(stopped, _)| stopped == p))
-        .collect();
+    let taken: Vec<i32> =
+        partitions.iter().copied().filter(|p| !stopped.iter().any(|(stopped, _)| stopped == p)).collect();
     let rows = sqlx::query(&format!(
         "WITH taken AS (
              UPDATE partition_ledger
@@ -363,11 +359,7 @@ async fn write_stop(
 }
 
 /// Which of these partitions no longer wait for an operator.
-pub async fn released(
-    pool: &PgPool,
-    topic: &str,
-    partitions: &[i32],
-) -> Result<Vec<i32>, sqlx::Error> {
+pub async fn released(pool: &PgPool, topic: &str, partitions: &[i32]) -> Result<Vec<i32>, sqlx::Error> {
     sqlx::query_scalar(
         "SELECT partition FROM partition_ledger
          WHERE topic = $1 AND partition = ANY($2) AND stopped IS NULL ORDER BY partition",
@@ -437,7 +429,9 @@ pub async fn enter_file(pool: &PgPool, topic: &str, file: &NewFile) -> Result<En
     sqlx::query(concat!(
         "INSERT INTO export_files (topic, partition, first_offset, next_offset, day, object_key, rows,
              bytes, row_hash, recorded_at_min, recorded_at_max, epoch)
-         VALUES ($1, $2, $3, $4, ", day!(5), ", $6, $7, $8, $9,
+         VALUES ($1, $2, $3, $4, ",
+        day!(5),
+        ", $6, $7, $8, $9,
              'epoch'::timestamptz + $10::bigint * interval '1 millisecond',
              'epoch'::timestamptz + $11::bigint * interval '1 millisecond', $12)"
     ))

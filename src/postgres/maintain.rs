@@ -6,7 +6,7 @@
 
 use sqlx::{Connection, Executor, PgConnection};
 
-use super::connect_options;
+use super::{COMMAND, connect_options};
 use crate::config::Config;
 use crate::row;
 
@@ -24,14 +24,14 @@ pub struct Maintained {
 /// Makes the days ahead, moves strays, drops what is past retention.
 pub async fn run(config: &Config) -> anyhow::Result<Maintained> {
     let options = connect_options(config)?
+        .application_name(COMMAND)
         .options([("statement_timeout", "600000"), ("idle_in_transaction_session_timeout", "600000")]);
     let mut connection = PgConnection::connect_with(&options).await?;
     sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut connection).await?;
     let mut done = Maintained::default();
-    let today: i32 =
-        sqlx::query_scalar("SELECT (now() AT TIME ZONE 'UTC')::date - date '1970-01-01'")
-            .fetch_one(&mut connection)
-            .await?;
+    let today: i32 = sqlx::query_scalar("SELECT (now() AT TIME ZONE 'UTC')::date - date '1970-01-01'")
+        .fetch_one(&mut connection)
+        .await?;
     let mut wanted = stray_days(&mut connection).await?;
     wanted.extend(today - 1..=today + i32::try_from(config.day.ahead_days)?);
     wanted.sort_unstable();
@@ -60,11 +60,7 @@ async fn stray_days(connection: &mut PgConnection) -> Result<Vec<i32>, sqlx::Err
 }
 
 /// Makes a day's partition, with the rows of that day that lie in the default one.
-async fn make_day(
-    connection: &mut PgConnection,
-    day: i32,
-    done: &mut Maintained,
-) -> Result<(), sqlx::Error> {
+async fn make_day(connection: &mut PgConnection, day: i32, done: &mut Maintained) -> Result<(), sqlx::Error> {
     let table = table_of(day);
     let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(&table)
@@ -77,22 +73,30 @@ async fn make_day(
     let mut tx = connection.begin().await?;
     // Writers wait here for the length of the move; a table that is attached must not miss a row.
     tx.execute("LOCK TABLE user_interactions IN SHARE ROW EXCLUSIVE MODE").await?;
-    tx.execute(format!(
-        "CREATE TABLE {table} (LIKE user_interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"
-    ).as_str())
+    tx.execute(
+        format!("CREATE TABLE {table} (LIKE user_interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+            .as_str(),
+    )
     .await?;
-    let moved = tx.execute(format!(
-        "WITH moved AS (
+    let moved = tx
+        .execute(
+            format!(
+                "WITH moved AS (
              DELETE FROM user_interactions_default
              WHERE recorded_at >= '{from} 00:00:00+00' AND recorded_at < '{to} 00:00:00+00' RETURNING *)
          INSERT INTO {table} SELECT * FROM moved"
-    ).as_str())
-    .await?
-    .rows_affected();
-    tx.execute(format!(
-        "ALTER TABLE user_interactions ATTACH PARTITION {table}
+            )
+            .as_str(),
+        )
+        .await?
+        .rows_affected();
+    tx.execute(
+        format!(
+            "ALTER TABLE user_interactions ATTACH PARTITION {table}
          FOR VALUES FROM ('{from} 00:00:00+00') TO ('{to} 00:00:00+00')"
-    ).as_str())
+        )
+        .as_str(),
+    )
     .await?;
     tx.commit().await?;
     done.created += 1;
@@ -118,9 +122,8 @@ async fn drop_days(
     .fetch_all(&mut *connection)
     .await?;
     for table in tables {
-        let Some(day) = table
-            .strip_prefix("user_interactions_")
-            .and_then(|text| row::parse_day(&text.replace('_', "-")))
+        let Some(day) =
+            table.strip_prefix("user_interactions_").and_then(|text| row::parse_day(&text.replace('_', "-")))
         else {
             continue;
         };

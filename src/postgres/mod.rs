@@ -1,11 +1,13 @@
 //! The Postgres side: the ledger, persisting by COPY, reading back, days, migrations.
 
+mod culprit;
 pub mod days;
 pub mod lane;
 pub mod ledger;
 pub mod maintain;
 pub mod reconcile;
 pub mod reread;
+mod transaction;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -22,12 +24,18 @@ pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/postgres/mi
 /// Fewer make them wait for one another; more are load that Postgres gains nothing from.
 const POOL_CONNECTIONS_MAX: u32 = 5;
 
+/// What a worker's sessions are called: a lane ends those of stopped workers, `ledger reconcile` refuses
+/// while there are any.
+const WORKER: &str = "feed-worker";
+/// What an operator's commands are called.
+pub const COMMAND: &str = "feed-worker-command";
+
 /// How to connect: every session bounds its statements and its idle transactions, so that a worker
 /// that was stopped in the middle of one cannot hold a ledger row.
 pub fn connect_options(config: &Config) -> Result<PgConnectOptions, sqlx::Error> {
     let timeout_ms = config.postgres.statement_timeout_ms.to_string();
     let options = PgConnectOptions::from_str(config.postgres.url.expose())?
-        .application_name("feed-worker")
+        .application_name(WORKER)
         .options([
             ("statement_timeout", timeout_ms.as_str()),
             ("idle_in_transaction_session_timeout", timeout_ms.as_str()),
@@ -51,8 +59,7 @@ pub fn pool(config: &Config) -> Result<PgPool, sqlx::Error> {
         .test_before_acquire(false)
         .before_acquire(|connection, _| {
             Box::pin(async move {
-                let ask = sqlx::query_scalar::<_, String>("SHOW transaction_read_only")
-                    .fetch_one(connection);
+                let ask = sqlx::query_scalar::<_, String>("SHOW transaction_read_only").fetch_one(connection);
                 match tokio::time::timeout(Duration::from_secs(2), ask).await {
                     Ok(Ok(read_only)) => Ok(read_only == "off"),
                     Ok(Err(_)) | Err(_) => Ok(false),

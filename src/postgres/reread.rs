@@ -84,11 +84,7 @@ pub struct Summary {
 }
 
 /// Reads a whole range and sums it up; none when another owner has the partition.
-pub async fn summarize(
-    pool: &PgPool,
-    topic: &str,
-    range: &Range,
-) -> Result<Option<Summary>, sqlx::Error> {
+pub async fn summarize(pool: &PgPool, topic: &str, range: &Range) -> Result<Option<Summary>, sqlx::Error> {
     let mut hasher = row::RowHasher::new();
     let (mut rows_total, mut min_ms, mut max_ms) = (0, i64::MAX, i64::MIN);
     let mut range = range.clone();

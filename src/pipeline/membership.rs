@@ -1,0 +1,129 @@
+//! Partitions that come and go: assignments, revocations, and the end.
+
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{Done, Incoming, Leaving, Pipeline, Reply, Shutdown};
+use crate::kafka::rebalance::Candidate;
+use crate::kafka::source::{Command, SourceEvent, Start};
+use crate::partition::Partition;
+
+impl Pipeline {
+    /// Starts taking partitions over; the answer comes back as [`Done::Assigned`].
+    pub(super) fn assign(
+        &mut self,
+        assignment: u64,
+        candidates: Vec<Candidate>,
+        until: Instant,
+        reply: Reply,
+    ) {
+        if self.shutdown.is_some() {
+            let all = candidates.iter().map(|c| (c.partition, Start::Stopped)).collect();
+            if let Reply::Callback(reply) = reply {
+                let _ = reply.send(all);
+            }
+            return;
+        }
+        for candidate in &candidates {
+            self.partitions.remove(&candidate.partition);
+            self.fenced.remove(&candidate.partition);
+        }
+        let (assigner, done) = (self.assigner.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let result = assigner.assign(&candidates, until).await;
+            let _ = done.send(Done::Assigned { assignment, candidates, reply, result });
+        });
+    }
+
+    pub(super) fn revoke(&mut self, partitions: Vec<i32>, lost: bool, reply: Sender<Vec<(i32, i64)>>) {
+        for id in &partitions {
+            self.given.remove(id);
+            self.stopped.remove(id);
+            self.fenced.remove(id);
+            if lost {
+                self.partitions.remove(id);
+            } else if let Some(partition) = self.partitions.get_mut(id) {
+                partition.leaving = true;
+                partition.parked.clear();
+                partition.wait = None;
+            }
+        }
+        let until = Instant::now() + Duration::from_millis(self.config.kafka.revoke_deadline_ms) * 3 / 4;
+        self.leaving.push(Leaving { partitions, reply, until });
+    }
+
+    /// Lets partitions go whose open batch is written, or whose time is over.
+    pub(super) fn let_go(&mut self) {
+        let mut leaving = std::mem::take(&mut self.leaving);
+        leaving.retain(|group| {
+            let written = group
+                .partitions
+                .iter()
+                .all(|id| self.partitions.get(id).is_none_or(|p| !p.leaving || p.is_written()));
+            if !written && Instant::now() < group.until {
+                return true;
+            }
+            let mut frontiers = Vec::new();
+            for id in &group.partitions {
+                // It may have been taken over anew meanwhile.
+                if let Some(partition) = self.partitions.get(id).filter(|p| p.leaving) {
+                    frontiers.push((*id, partition.frontier));
+                    self.partitions.remove(id);
+                }
+            }
+            let _ = group.reply.send(frontiers);
+            false
+        });
+        self.leaving.append(&mut leaving);
+    }
+
+    /// SIGTERM: nothing new is taken; what was taken is written, and files that are worth it go out.
+    pub(super) fn begin_shutdown(&mut self) {
+        tracing::info!("shutting down: writing what was taken");
+        self.outside.health.set_ready(false);
+        let deadline = Duration::from_millis(self.config.shutdown.deadline_ms);
+        self.shutdown = Some(Shutdown { until: Instant::now() + deadline, sealed: false });
+        for incoming in std::mem::take(&mut self.backlog) {
+            if let Incoming::Chunk(chunk) = incoming {
+                self.source.release(chunk.size_bytes());
+            }
+        }
+        for partition in self.partitions.values_mut() {
+            partition.leaving = true;
+            partition.parked.clear();
+            partition.wait = None;
+        }
+    }
+
+    /// Whether everything is in order, or the time for it is over.
+    pub(super) fn is_shut_down(&mut self) -> bool {
+        let Some(shutdown) = &mut self.shutdown else { return false };
+        if Instant::now() >= shutdown.until {
+            tracing::warn!("the shutdown deadline is over: the next owner goes on from the ledger");
+            return true;
+        }
+        if !self.partitions.values().all(Partition::is_written) {
+            return false;
+        }
+        if !std::mem::replace(&mut shutdown.sealed, true) {
+            self.seal_for_shutdown();
+            return false;
+        }
+        self.partitions.values().all(|p| !p.exporter.is_uploading())
+    }
+
+    /// Tells the poll thread to commit and leave, and waits a moment for it.
+    pub(super) async fn end(self, mut events: UnboundedReceiver<SourceEvent>) {
+        let frontiers = self.partitions.values().map(|p| (p.id, p.frontier)).collect();
+        self.source.send(Command::Shutdown(frontiers));
+        // The callback that runs while the consumer closes finds nobody to ask, and goes on at once.
+        events.close();
+        while events.try_recv().is_ok() {}
+        let until = Instant::now() + Duration::from_secs(5);
+        while !self.source.is_finished() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}

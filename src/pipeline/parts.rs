@@ -1,0 +1,157 @@
+//! What the pipeline is told, what it holds, and how it ends.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::export::object::ObjectStore;
+use crate::export::upload::Uploaded;
+use crate::kafka::dead_letters::DeadLetters;
+use crate::kafka::rebalance::Candidate;
+use crate::kafka::source::Start;
+use crate::postgres::lane::{Job, JobResult, PartitionBatch};
+use crate::postgres::ledger::{Assigned, Identity, LedgerError};
+use crate::postgres::reread::Reread;
+use crate::record::Chunk;
+use crate::registry::{Answer, Registry};
+use crate::telemetry::health::Health;
+
+/// When a batch that is on its way counts as stuck. Longer lets one blocked partition hold up the
+/// others for longer; shorter pauses fetching over every slow transaction.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// Something that was started is done.
+pub enum Done {
+    Assigned {
+        assignment: u64,
+        candidates: Vec<Candidate>,
+        reply: Reply,
+        result: Result<Assigned, LedgerError>,
+    },
+    Persisted {
+        lane: usize,
+        result: JobResult,
+    },
+    DeadLettered {
+        partition: i32,
+        epoch: i64,
+    },
+    Schema {
+        id: u32,
+        answer: Answer,
+    },
+    /// A row that Postgres refused was dead-lettered and taken out; none: its record is gone.
+    Repaired {
+        partition: i32,
+        epoch: i64,
+        batch: Option<PartitionBatch>,
+    },
+    Read {
+        partition: i32,
+        epoch: i64,
+        result: Result<Reread, String>,
+    },
+    Uploaded {
+        partition: i32,
+        epoch: i64,
+        ended: Uploaded,
+    },
+    StoreIsAway(bool),
+    /// Which partitions were seen empty at their frontier, and Postgres's clock when it was asked.
+    Probed {
+        now_ms: i64,
+        at: Instant,
+        empty: Vec<(i32, i64, i64)>,
+    },
+    Advanced {
+        partition: i32,
+        epoch: i64,
+        day: Option<i32>,
+    },
+    ClosedDays {
+        partition: i32,
+        epoch: i64,
+        day: Option<i32>,
+    },
+    DaysFinished,
+    Released(Vec<i32>),
+    /// A stop is written down; false: another owner has the partition.
+    StopWritten {
+        partition: i32,
+        ours: bool,
+    },
+    Clock(i64, Instant),
+    /// Something cannot go on.
+    Failed(String),
+}
+
+/// What came from the poll thread and waits for its turn.
+pub(super) enum Incoming {
+    Chunk(Chunk),
+    OutOfRange { partition: i32, next: i64, low: i64, high: i64 },
+    Unreadable,
+}
+
+/// A partition that waits for an operator.
+pub(super) struct Stopped {
+    pub(super) why: String,
+    /// Whether the ledger says so too: only then its silence means that an operator decided.
+    pub(super) written: bool,
+}
+
+/// Who waits for an assignment.
+pub enum Reply {
+    /// The rebalance callback.
+    Callback(Sender<Vec<(i32, Start)>>),
+    /// Nobody: an operator released the partition, and the poll thread is told to begin it again.
+    Restart,
+}
+
+/// Why the worker ended, other than because it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    #[error("{0}")]
+    Flood(String),
+    #[error("{0}")]
+    Ledger(String),
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Everything outside that the pipeline uses.
+pub struct Outside {
+    pub pool: PgPool,
+    pub store: Arc<dyn ObjectStore>,
+    pub registry: Registry,
+    pub dead_letters: DeadLetters,
+    pub who: Identity,
+    pub health: Health,
+}
+
+pub(super) struct LaneHandle {
+    pub(super) jobs: UnboundedSender<Job>,
+    /// Since when a job is on its way.
+    pub(super) busy: Option<Instant>,
+}
+
+impl LaneHandle {
+    /// Whether its job takes so long that its partitions must not hold up the others'.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.busy.is_some_and(|since| since.elapsed() > STUCK_AFTER)
+    }
+}
+
+/// Partitions that are being given up, and who waits for it.
+pub(super) struct Leaving {
+    pub(super) partitions: Vec<i32>,
+    pub(super) reply: Sender<Vec<(i32, i64)>>,
+    pub(super) until: Instant,
+}
+
+pub(super) struct Shutdown {
+    pub(super) until: Instant,
+    pub(super) sealed: bool,
+}

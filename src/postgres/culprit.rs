@@ -1,0 +1,134 @@
+//! Which batch, and which row, Postgres said no to.
+
+use sqlx::Executor;
+
+use super::lane::{Job, JobResult, Lane, Outcome, PartitionBatch};
+use super::sqlstate;
+use super::transaction::{copy, refuses_a_row};
+use crate::row;
+
+impl Lane {
+    /// A duplicate key: either the compare-and-set would have failed (somebody else wrote the range),
+    /// or table and ledger disagree.
+    pub(super) async fn split_duplicates(
+        &mut self,
+        job: &mut Job,
+        done: &mut JobResult,
+    ) -> Result<(), String> {
+        let stands = self.ledger_rows(job).await?;
+        let mut rest = Job::new();
+        let mut left = std::mem::take(job).into_iter();
+        while let Some(batch) = left.next() {
+            let stand = stands.iter().find(|(p, ..)| *p == batch.partition);
+            let passes = stand.is_some_and(|(_, e, f)| *e == batch.epoch && *f == batch.first);
+            if !passes {
+                done.push((batch, Outcome::Fenced));
+                continue;
+            }
+            match self.rows_exist(&batch).await {
+                Ok(true) => done.push((batch, Outcome::Disagrees)),
+                Ok(false) => rest.push(batch),
+                Err(why) => {
+                    rest.push(batch);
+                    rest.extend(left);
+                    *job = rest;
+                    return Err(why);
+                }
+            }
+        }
+        *job = rest;
+        Ok(())
+    }
+
+    async fn rows_exist(&mut self, batch: &PartitionBatch) -> Result<bool, String> {
+        let (partition, first, next) = (batch.partition, batch.first, batch.next);
+        let deadline = self.deadline;
+        let connection = self.connection().await.map_err(|f| f.to_string())?;
+        let exists = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM user_interactions
+             WHERE kafka_partition = $1 AND kafka_offset >= $2 AND kafka_offset < $3)",
+        )
+        .bind(partition)
+        .bind(first)
+        .bind(next)
+        .fetch_one(connection);
+        match tokio::time::timeout(deadline, exists).await {
+            Ok(exists) => exists.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("no answer within {deadline:?}")),
+        }
+    }
+
+    /// Finds, in each partition's batch, the first row that Postgres refuses: by trial transactions
+    /// that are rolled back, log2(rows) of them.
+    pub(super) async fn split_refused(&mut self, job: &mut Job, done: &mut JobResult) -> Result<(), String> {
+        let mut rest = Job::new();
+        let mut left = std::mem::take(job).into_iter();
+        while let Some(batch) = left.next() {
+            match self.first_refused(&batch).await {
+                Ok(Some((offset, sqlstate))) => {
+                    done.push((batch, Outcome::Refused { offset, sqlstate }));
+                }
+                Ok(None) => rest.push(batch),
+                Err(why) => {
+                    rest.push(batch);
+                    rest.extend(left);
+                    *job = rest;
+                    return Err(why);
+                }
+            }
+        }
+        *job = rest;
+        Ok(())
+    }
+
+    async fn first_refused(&mut self, batch: &PartitionBatch) -> Result<Option<(i64, String)>, String> {
+        let mut starts = Vec::new();
+        let mut offsets = Vec::new();
+        let mut at = 0;
+        for tuple in row::Rows::new(&batch.tuples) {
+            let tuple = tuple.map_err(|e| e.to_string())?;
+            starts.push(at);
+            offsets.push(tuple.offset());
+            at += tuple.bytes().len();
+        }
+        starts.push(at);
+        let Some(mut code) = self.trial(&batch.tuples).await? else { return Ok(None) };
+        // Invariant: the first `good` rows are taken, the first `bad` rows are not.
+        let (mut good, mut bad) = (0, offsets.len());
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match self.trial(&batch.tuples[..starts[middle]]).await? {
+                Some(refused) => (bad, code) = (middle, refused),
+                None => good = middle,
+            }
+        }
+        Ok(offsets.get(good).map(|offset| (*offset, code)))
+    }
+
+    /// Tries to COPY these rows and rolls back: the SQLSTATE if Postgres refuses one of them.
+    async fn trial(&mut self, tuples: &[u8]) -> Result<Option<String>, String> {
+        let deadline = self.deadline;
+        let connection = self.connection().await.map_err(|f| f.to_string())?;
+        let result = tokio::time::timeout(deadline, async {
+            connection.execute("BEGIN").await?;
+            let copied = copy(connection, &[tuples]).await;
+            connection.execute("ROLLBACK").await?;
+            copied
+        })
+        .await;
+        match result {
+            Ok(Ok(())) => Ok(None),
+            Err(_) => {
+                self.connection = None;
+                Err(format!("no answer within {deadline:?}"))
+            }
+            Ok(Err(error)) => {
+                self.connection = None;
+                match sqlstate(&error) {
+                    Some(code) if refuses_a_row(&code) => Ok(Some(code)),
+                    _ => Err(error.to_string()),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The one transaction of persisting, and what its failures mean.
+
+use sqlx::{Executor, PgConnection};
+
+use super::lane::{Job, PartitionBatch};
+use super::sqlstate;
+use crate::row;
+
+/// Why an attempt did not commit.
+pub(super) enum Failure {
+    /// These partitions did not pass the compare-and-set.
+    Fenced(Vec<i32>),
+    Duplicate,
+    Refused,
+    /// COMMIT was sent, and no answer came.
+    Unknown(String),
+    /// The world's fault.
+    Transient(String),
+    /// Somebody holds a lock, or a statement took too long.
+    Blocked(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Fenced(partitions) => write!(f, "fenced: partitions {partitions:?}"),
+            Failure::Duplicate => f.write_str("duplicate key"),
+            Failure::Refused => f.write_str("a row was refused"),
+            Failure::Unknown(why) | Failure::Transient(why) | Failure::Blocked(why) => f.write_str(why),
+        }
+    }
+}
+
+/// What says that the row is at fault: data exceptions, NOT NULL, CHECK. Nothing else does.
+pub(super) fn refuses_a_row(code: &str) -> bool {
+    code.starts_with("22") || code == "23502" || code == "23514"
+}
+
+fn failure(error: sqlx::Error) -> Failure {
+    match sqlstate(&error).as_deref() {
+        Some("23505") => Failure::Duplicate,
+        Some(code) if refuses_a_row(code) => Failure::Refused,
+        // Lock time-out, statement time-out.
+        Some("55P03" | "57014") => Failure::Blocked(error.to_string()),
+        _ => Failure::Transient(error.to_string()),
+    }
+}
+
+/// Everything before the COMMIT.
+pub(super) async fn write(connection: &mut PgConnection, topic: &str, job: &Job) -> Result<(), Failure> {
+    connection.execute("BEGIN").await.map_err(failure)?;
+    let tuples: Vec<&[u8]> = job.iter().map(|b| b.tuples.as_slice()).filter(|t| !t.is_empty()).collect();
+    if !tuples.is_empty() {
+        copy(connection, &tuples).await.map_err(failure)?;
+    }
+    let moved = move_frontiers(connection, topic, job).await.map_err(failure)?;
+    let missing: Vec<i32> = job.iter().map(|b| b.partition).filter(|p| !moved.contains(p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    connection.execute("ROLLBACK").await.map_err(failure)?;
+    Err(Failure::Fenced(missing))
+}
+
+pub(super) async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx::Error> {
+    let mut copy = connection.copy_in_raw(&super::copy_in_statement()).await?;
+    let sent: Result<(), sqlx::Error> = async {
+        copy.send(row::COPY_HEADER).await?;
+        for part in parts {
+            copy.send(*part).await?;
+        }
+        copy.send(&row::COPY_TRAILER[..]).await?;
+        Ok(())
+    }
+    .await;
+    sent?;
+    copy.finish().await.map(|_| ())
+}
+
+/// The compare-and-set: returns the partitions whose frontier moved.
+async fn move_frontiers(
+    connection: &mut PgConnection,
+    topic: &str,
+    job: &Job,
+) -> Result<Vec<i32>, sqlx::Error> {
+    fn column<T>(job: &Job, of: impl Fn(&PartitionBatch) -> T) -> Vec<T> {
+        job.iter().map(of).collect()
+    }
+    sqlx::query_scalar(MOVE_FRONTIERS)
+        .bind(topic)
+        .bind(column(job, |b| b.partition))
+        .bind(column(job, |b| b.epoch))
+        .bind(column(job, |b| b.first))
+        .bind(column(job, |b| b.next))
+        .bind(column(job, |b| b.day_before))
+        .bind(column(job, |b| b.day))
+        .bind(column(job, |b| b.last_record_hash))
+        .bind(column(job, |b| b.rejects.cast_signed()))
+        .bind(column(job, |b| b.window.run))
+        .bind(column(job, |b| b.window.records))
+        .bind(column(job, |b| b.window.rejects))
+        .bind(column(job, |b| b.window.previous_rejects))
+        .fetch_all(connection)
+        .await
+}
+
+/// Another user's sessions, or another program's, are never looked at.
+pub(super) const EVICT: &str = "
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE application_name = 'feed-worker' AND datname = current_database() AND usename = current_user
+      AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'
+      AND query LIKE 'COPY user_interactions%'
+      AND query_start < clock_timestamp() - $1 * interval '1 millisecond'";
+
+/// Rows are locked in the order of their partitions, so that two workers cannot deadlock.
+const MOVE_FRONTIERS: &str = "
+    WITH want AS (
+        SELECT * FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::int[], $7::int[],
+                             $8::bigint[], $9::bigint[], $10::bigint[], $11::int[], $12::int[], $13::int[])
+            AS w (partition, epoch, first, next, day_before, day,
+                  hash, rejects, run, window_records, window_rejects, previous_rejects)
+    ), held AS (
+        SELECT l.partition FROM partition_ledger l JOIN want w USING (partition)
+        WHERE l.topic = $1 ORDER BY l.partition FOR UPDATE OF l
+    )
+    UPDATE partition_ledger l
+    SET persist_frontier = w.next,
+        persist_day      = date '1970-01-01' + w.day,
+        last_record_hash = coalesce(w.hash, l.last_record_hash),
+        rejects_total    = l.rejects_total + w.rejects,
+        reject_run       = w.run,
+        window_records   = w.window_records,
+        window_rejects   = w.window_rejects,
+        previous_rejects = w.previous_rejects,
+        updated_at       = now()
+    FROM want w JOIN held h USING (partition)
+    WHERE l.topic = $1 AND l.partition = w.partition AND l.epoch = w.epoch
+      AND l.persist_frontier = w.first AND l.persist_day = date '1970-01-01' + w.day_before
+      AND l.stopped IS NULL
+    RETURNING l.partition";
