@@ -156,7 +156,7 @@ async fn refuse_overlaps(
     partitions: &[PartitionStand],
     survey: &Survey,
 ) -> Result<(), Failure> {
-    let entered = reconcile::entered_files(tx, topic, first_day, survey.last_day.max(first_day));
+    let entered = crate::postgres::days::files(&mut **tx, topic, first_day, survey.last_day.max(first_day));
     let entered = entered.await.context("reading the ledger's files")?;
     for stand in partitions {
         for object in survey.of(stand.partition) {
@@ -195,7 +195,7 @@ async fn move_partition(
         }
         refuse_misplaced(object, target.end, day)?;
         let (file, added) = load::load(tx, bucket, object).await?;
-        reconcile::enter_file(tx, topic, &file).await.context("entering a file")?;
+        crate::postgres::ledger::insert_file(tx, topic, &file).await.context("entering a file")?;
         files += 1;
         rows += file.rows.unsigned_abs();
         rows_added += added;

@@ -61,7 +61,7 @@ impl DayFinisher {
     }
 
     async fn finish(&self, day: i32) -> anyhow::Result<()> {
-        let files = days::files(&self.pool, &self.topic, day).await?;
+        let files = days::files(&self.pool, &self.topic, day, day).await?;
         let gaps = days::gaps(&self.pool, &self.topic, day).await?;
         let partitions = days::partitions(&self.pool, &self.topic, day).await?;
         let manifest = Manifest::new(&self.topic, day, &partitions, files, gaps);

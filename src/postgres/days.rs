@@ -5,8 +5,8 @@
 //! 3. The topic closes a day when every partition that the broker has, asked while the topic's row is
 //!    held, has closed it. Then nothing can be added to it any more.
 
-use sqlx::Row;
 use sqlx::postgres::PgPool;
+use sqlx::{PgExecutor, Row};
 
 use super::day;
 use crate::export::manifest::{FileEntry, GapEntry};
@@ -154,20 +154,28 @@ where
     tx.commit().await
 }
 
-/// The files of a closed day, by partition and offset.
-pub async fn files(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<FileEntry>, sqlx::Error> {
+/// The files of the days from one to another, by partition and offset.
+pub async fn files(
+    executor: impl PgExecutor<'_>,
+    topic: &str,
+    from: i32,
+    to: i32,
+) -> Result<Vec<FileEntry>, sqlx::Error> {
     let rows = sqlx::query(concat!(
         "SELECT object_key, partition, first_offset, next_offset, rows, bytes, row_hash,
                 (extract(epoch FROM recorded_at_min) * 1000)::bigint AS min_ms,
                 (extract(epoch FROM recorded_at_max) * 1000)::bigint AS max_ms
-         FROM export_files WHERE topic = $1 AND day = ",
+         FROM export_files WHERE topic = $1 AND day BETWEEN ",
         day!(2),
+        " AND ",
+        day!(3),
         "
          ORDER BY partition, first_offset"
     ))
     .bind(topic)
-    .bind(of)
-    .fetch_all(pool)
+    .bind(from)
+    .bind(to)
+    .fetch_all(executor)
     .await?;
     let entry = |row: &sqlx::postgres::PgRow| FileEntry {
         key: row.get("object_key"),

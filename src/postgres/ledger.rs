@@ -426,6 +426,17 @@ pub async fn enter_file(pool: &PgPool, topic: &str, file: &NewFile) -> Result<En
         .await?;
         return Ok(if mine == Some(true) { Entered::Yes } else { Entered::Fenced });
     }
+    insert_file(&mut tx, topic, file).await?;
+    tx.commit().await?;
+    Ok(Entered::Yes)
+}
+
+/// Writes a file's entry, whoever moves the frontier.
+pub async fn insert_file(
+    connection: &mut PgConnection,
+    topic: &str,
+    file: &NewFile,
+) -> Result<(), sqlx::Error> {
     sqlx::query(concat!(
         "INSERT INTO export_files (topic, partition, first_offset, next_offset, day, object_key, rows,
              bytes, row_hash, recorded_at_min, recorded_at_max, epoch)
@@ -447,8 +458,7 @@ pub async fn enter_file(pool: &PgPool, topic: &str, file: &NewFile) -> Result<En
     .bind(file.recorded_at_min_ms)
     .bind(file.recorded_at_max_ms)
     .bind(file.written_by)
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(Entered::Yes)
+    .execute(connection)
+    .await
+    .map(drop)
 }

@@ -10,7 +10,7 @@ use sqlx::{Executor, Postgres, Row, Transaction};
 
 use super::{connect_options, day};
 use crate::config::Config;
-use crate::export::manifest::{FileEntry, GapEntry};
+use crate::export::manifest::GapEntry;
 use crate::row::{self, CopyOutParser};
 
 /// What workers call themselves, so that they can be told from this command.
@@ -122,43 +122,6 @@ pub async fn begin_partition(
     .map(drop)
 }
 
-/// The objects of these days that the ledger has entered.
-pub async fn entered_files(
-    tx: &mut PgConnection,
-    topic: &str,
-    from_day: i32,
-    to_day: i32,
-) -> Result<Vec<FileEntry>, sqlx::Error> {
-    let rows = sqlx::query(concat!(
-        "SELECT object_key, partition, first_offset, next_offset, rows, bytes, row_hash,
-                (extract(epoch FROM recorded_at_min) * 1000)::bigint AS min_ms,
-                (extract(epoch FROM recorded_at_max) * 1000)::bigint AS max_ms
-         FROM export_files WHERE topic = $1 AND day BETWEEN ",
-        day!(2),
-        " AND ",
-        day!(3),
-        "
-         ORDER BY partition, first_offset"
-    ))
-    .bind(topic)
-    .bind(from_day)
-    .bind(to_day)
-    .fetch_all(tx)
-    .await?;
-    let entry = |row: &sqlx::postgres::PgRow| FileEntry {
-        key: row.get("object_key"),
-        partition: row.get("partition"),
-        first_offset: row.get("first_offset"),
-        last_offset: row.get::<i64, _>("next_offset") - 1,
-        rows: row.get::<i64, _>("rows").cast_unsigned(),
-        bytes: row.get::<i64, _>("bytes").cast_unsigned(),
-        row_hash: row.get("row_hash"),
-        recorded_at_min: row::timestamp_text(row.get("min_ms")),
-        recorded_at_max: row::timestamp_text(row.get("max_ms")),
-    };
-    Ok(rows.iter().map(entry).collect())
-}
-
 /// The table's rows of `[from, upto)`, in canonical form. Whatever their day: a row that is dated
 /// otherwise than in its file must be seen.
 pub async fn table_rows(
@@ -192,38 +155,6 @@ pub async fn add_rows(tx: &mut PgConnection, tuples: &[u8]) -> Result<(), sqlx::
         copy.send(part).await?;
     }
     copy.finish().await.map(drop)
-}
-
-/// Enters an object.
-pub async fn enter_file(
-    tx: &mut PgConnection,
-    topic: &str,
-    file: &super::ledger::NewFile,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(concat!(
-        "INSERT INTO export_files (topic, partition, first_offset, next_offset, day, object_key, rows,
-             bytes, row_hash, recorded_at_min, recorded_at_max, epoch)
-         VALUES ($1, $2, $3, $4, ",
-        day!(5),
-        ", $6, $7, $8, $9,
-             'epoch'::timestamptz + $10::bigint * interval '1 millisecond',
-             'epoch'::timestamptz + $11::bigint * interval '1 millisecond', $12)"
-    ))
-    .bind(topic)
-    .bind(file.partition)
-    .bind(file.first_offset)
-    .bind(file.next_offset)
-    .bind(file.day)
-    .bind(&file.object_key)
-    .bind(file.rows)
-    .bind(file.bytes)
-    .bind(&file.row_hash)
-    .bind(file.recorded_at_min_ms)
-    .bind(file.recorded_at_max_ms)
-    .bind(file.written_by)
-    .execute(tx)
-    .await
-    .map(drop)
 }
 
 /// Where a partition is to stand.

@@ -41,7 +41,9 @@ async fn check(tx: &mut Tx, bucket: &Bucket, topic: &str, day: i32) -> Result<()
     if manifest.topic != topic || manifest.day != day_text(day) {
         return Err(refused(format!("{key} is of {} and topic {}", manifest.day, manifest.topic)));
     }
-    let files = reconcile::entered_files(tx, topic, day, day).await.context("reading the ledger's files")?;
+    let files = crate::postgres::days::files(&mut **tx, topic, day, day)
+        .await
+        .context("reading the ledger's files")?;
     if let Some(file) = first_difference(&manifest.files, &files) {
         return Err(refused(format!(
             "{key} and the objects of its day disagree about {} (partition {}, from offset {})",
