@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install venv build stack stack-down demo test test-rust test-system lint fmt drill bench-drain deny clean
+.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt drill bench-drain deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -11,6 +11,10 @@ install: ## Install what is missing: system packages, Kafka's jars
 
 venv: ## Python tools of tests and demo, in target/venv
 	dev/venv test
+
+tools: install venv ## Servers that are not ours, for the system tests: versitygw, Apicurio
+	dev/versitygw
+	dev/apicurio
 
 build: install ## Build the worker and the local S3 server (debug profile)
 	cargo build --locked --bins --example s3
@@ -30,7 +34,7 @@ test: install ## Install what is missing and run every test
 test-rust: install ## Only the Rust tests
 	cargo test --locked
 
-test-system: build venv ## Only the system tests, against a real stack
+test-system: build tools ## Only the system tests, against a real stack
 	target/venv/bin/python -m pytest tests/system
 
 lint: ## Formatting and clippy, warnings are errors
@@ -40,7 +44,7 @@ lint: ## Formatting and clippy, warnings are errors
 fmt: ## Format
 	cargo fmt
 
-drill: build venv ## The long run: 1,000,000 events under kills, restarts and outages, judged by the checker
+drill: build tools ## The long run: 1,000,000 events under kills, restarts and outages, judged by the checker
 	FEED_TEST_EVENTS=1000000 target/venv/bin/python -m pytest tests/system/test_kills.py tests/system/test_main_job.py
 
 bench-drain: install ## Drain 2,000,000 events into both sinks (release build), beside a plain Python worker
