@@ -67,7 +67,7 @@ def _configuration(settings):
         "log_line_prefix": "'%m [%p] %a %d '",
     }
     if settings.postgres_fast:
-        values |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        values |= {"fsync": "off", "full_page_writes": "off"}
     return "".join(f"{key} = {value}\n" for key, value in values.items())
 
 

@@ -39,6 +39,9 @@ pub fn connect_options(config: &Config) -> Result<PgConnectOptions, sqlx::Error>
         .options([
             ("statement_timeout", timeout_ms.as_str()),
             ("idle_in_transaction_session_timeout", timeout_ms.as_str()),
+            // Whatever the server's default: a commit that a crash of Postgres can take back would leave
+            // files of rows that the table has not.
+            ("synchronous_commit", "on"),
             // A host that is gone holds its locks until the server notices: within some 15 s.
             ("tcp_keepalives_idle", "5"),
             ("tcp_keepalives_interval", "2"),
