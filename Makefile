@@ -12,8 +12,9 @@ install: ## Install what is missing: system packages, Kafka's jars
 venv: ## Python tools of tests and demo, in target/venv
 	dev/venv test
 
-tools: install venv ## Servers that are not ours, for the system tests: versitygw, Apicurio
+tools: install venv ## Servers that are not ours, for the system tests: versitygw, Apicurio, toxiproxy
 	dev/versitygw
+	dev/toxiproxy
 	dev/apicurio
 
 build: install ## Build the worker and the local S3 server (debug profile)

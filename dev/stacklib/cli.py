@@ -105,7 +105,7 @@ def _settings_for_up(arguments):
     settings = Settings.load(arguments.dir)
     if settings is not None:
         different = {name: value for name, value in asked.items() if getattr(settings, name) != value}
-        if not different and settings.temporary:
+        if not different and settings.has_this_layout():
             return settings
         if any(one.pid() for _, one, _ in _parts(settings)):
             words = ", ".join(f"{name}={getattr(settings, name)}" for name in different) or "an older layout"

@@ -29,15 +29,17 @@ def _properties(settings, node):
     copies = len(nodes)
     in_sync = 2 if copies >= 3 else 1
     client = f"PLAINTEXT://127.0.0.1:{ports[f'broker-{node}']}"
+    # Brokers tell their clients where to connect next, so a fault proxy needs a listener that tells the proxy's address.
+    proxied, proxy = (f"PROXIED://{address}" for address in settings.proxied_broker(node))
     return {
         "process.roles": "broker,controller",
         "node.id": node,
         "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{ports[f'controller-{n}']}" for n in nodes),
-        "listeners": f"{client},CONTROLLER://127.0.0.1:{ports[f'controller-{node}']}",
-        "advertised.listeners": client,
+        "listeners": f"{client},{proxied},CONTROLLER://127.0.0.1:{ports[f'controller-{node}']}",
+        "advertised.listeners": f"{client},{proxy}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": _data(settings, node),
         "num.network.threads": 2,
         "num.io.threads": 4,

@@ -63,7 +63,7 @@ class Settings:
     def choose_ports(self):
         names = ["postgres", "s3", "registry"]
         for node in self.nodes():
-            names += [f"broker-{node}", f"controller-{node}"]
+            names += [f"broker-{node}", f"controller-{node}", f"proxied-{node}", f"proxy-{node}"]
         self.ports = dict(zip(names, free_ports(len(names))))
 
     def nodes(self):
@@ -80,6 +80,14 @@ class Settings:
 
     def bootstrap_servers(self):
         return ",".join(f"127.0.0.1:{self.ports[f'broker-{node}']}" for node in self.nodes())
+
+    def proxied_broker(self, node):
+        """Where the broker listens for what comes through a proxy, and where it says that this proxy listens."""
+        return tuple(f"127.0.0.1:{self.ports[f'{name}-{node}']}" for name in ("proxied", "proxy"))
+
+    def has_this_layout(self):
+        """False for a folder that an older version of this program made."""
+        return bool(self.temporary) and "proxy-1" in self.ports
 
     def clock_env(self):
         """Environment that puts a process under the stack's clock. The offset is relative, so all processes agree."""
@@ -105,6 +113,7 @@ class Settings:
             "STACK_DIR": self.folder,
             "STACK_BROKERS": self.brokers,
             "STACK_KAFKA_LIBS": KAFKA_LIBS,
+            "STACK_KAFKA_PROXIED": ",".join("=".join(self.proxied_broker(node)) for node in self.nodes()),
             "STACK_S3": self.s3,
             "STACK_S3_DIR": self.s3_data(),
             "STACK_POSTGRES_DATA": self.postgres_data(),

@@ -12,6 +12,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "dev")]
 
 import closed_day  # noqa: E402
 import harness  # noqa: E402
+import proxy  # noqa: E402
 
 TARGET = harness.ROOT / "target"
 # Leaves the stacks up for looking, and for the next run.
@@ -57,6 +58,13 @@ def make_case(request, folder):
 @pytest.fixture
 def case(stack, make_case):
     return make_case(stack)
+
+
+@pytest.fixture
+def proxies(folder):
+    """A fault proxy's server of the test's own."""
+    with proxy.Proxies(folder) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
