@@ -14,6 +14,7 @@ pub mod command;
 pub mod config;
 pub mod event;
 pub mod export;
+pub mod failpoint;
 pub mod kafka;
 pub mod partition;
 pub mod pipeline;

@@ -99,6 +99,10 @@ pub enum Command {
     Schemas(schemas::Args),
     /// Produce events: generated load.
     Produce(produce::Args),
+    /// Print the failpoints, each with what can happen there.
+    #[cfg(feature = "failpoints")]
+    #[command(hide = true)]
+    Failpoints,
 }
 
 /// What the producer-side commands need of the configuration.
@@ -126,6 +130,8 @@ impl ClientContext {
 
 /// Runs a command to its end.
 pub fn run(cli: Cli) -> Result<(), Failure> {
+    #[cfg(feature = "failpoints")]
+    crate::failpoint::arm()?;
     // Not every command needs every address; a worker needs them all before it touches anything.
     let (config, provenance) = Config::load_partial(cli.config.as_deref(), &cli.sets)?;
     if matches!(cli.command, Command::Run(_)) {
@@ -154,5 +160,12 @@ async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> 
         Command::Topics(args) => Ok(topics::run(args, &ClientContext::new(&config)).await?),
         Command::Schemas(args) => Ok(schemas::run(args, &ClientContext::new(&config)).await?),
         Command::Produce(args) => Ok(produce::run(args, &ClientContext::new(&config)).await?),
+        #[cfg(feature = "failpoints")]
+        Command::Failpoints => {
+            for (name, can_fail) in crate::failpoint::POINTS {
+                println!("{name} abort {}delay stop", if *can_fail { "error " } else { "" });
+            }
+            Ok(())
+        }
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::OnceCell;
 
 use crate::config::Config;
 use crate::event::Reject;
+use crate::failpoint::failpoint;
 use crate::record::{Chunk, Record};
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
@@ -159,10 +160,16 @@ impl DeadLetters {
         if let Some(ms) = letter.timestamp.to_millis() {
             record = record.timestamp(ms);
         }
-        match self.producer.send(record, Duration::from_secs(10)).await {
-            Ok(_) => Ok(()),
-            Err((error, _)) => Err(error),
-        }
+        failpoint!("dlq.before-send");
+        let sent = async {
+            let sent = self.producer.send(record, Duration::from_secs(10)).await;
+            sent.map(drop).map_err(|(error, _)| error)
+        };
+        #[cfg(feature = "failpoints")]
+        let sent = crate::failpoint::once_begun("dlq.in-flight", sent);
+        sent.await?;
+        failpoint!("dlq.after-acknowledgement");
+        Ok(())
     }
 
     /// The source partition modulo the DLQ's partitions; none while the DLQ is unknown.

@@ -19,6 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::source::{SourceEvent, Start, offsets, wait_for};
 use crate::config::Config;
+use crate::failpoint::failpoint;
 
 /// A partition that the group gives to this worker, with what the broker says of it.
 #[derive(Clone, Debug)]
@@ -115,6 +116,7 @@ impl GroupContext {
             // Comes at every rebalance in which nothing is gained, and wants an answer.
             return consumer.incremental_assign(list);
         }
+        failpoint!(blocking "assign.in-callback");
         let assignment = self.next_assignment();
         let until = Instant::now() + self.assign_deadline;
         let starts = self.candidates(consumer, list, until).and_then(|candidates| {
@@ -157,7 +159,9 @@ impl GroupContext {
                 }
             }
         }
+        failpoint!(blocking "assign.before-taking");
         consumer.incremental_assign(&list)?;
+        failpoint!(pause "assign.after-taking");
         // The client keeps a pause over a revocation: what was held when it went comes back held.
         consumer.resume(&list)?;
         if stopped.count() > 0 { consumer.pause(&stopped) } else { Ok(()) }
@@ -197,6 +201,7 @@ impl GroupContext {
 
     fn on_revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> KafkaResult<()> {
         let partitions: Vec<i32> = list.elements().iter().map(TopicPartitionListElem::partition).collect();
+        failpoint!(pause "revoke.in-callback");
         let lost = consumer.assignment_lost();
         let (reply, answer) = std::sync::mpsc::channel();
         let event = SourceEvent::Revoke { partitions: partitions.clone(), lost, reply };
@@ -212,7 +217,10 @@ impl GroupContext {
         for partition in partitions {
             self.set_stopped(partition, false);
         }
-        consumer.incremental_unassign(list)
+        failpoint!(blocking "revoke.before-letting-go");
+        consumer.incremental_unassign(list)?;
+        failpoint!(pause "revoke.after-letting-go");
+        Ok(())
     }
 }
 

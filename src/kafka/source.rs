@@ -20,6 +20,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::rebalance::{Candidate, GroupContext};
 use crate::config::Config;
+use crate::failpoint::failpoint;
 use crate::record::Chunk;
 
 /// Records in one chunk. More delays the first of them; fewer makes the channel cost show.
@@ -197,6 +198,7 @@ impl Poller {
                 Ok(Command::Shutdown(frontiers)) => {
                     self.commits.clear();
                     self.commit(&frontiers, CommitMode::Sync);
+                    failpoint!(pause "shutdown.before-leaving");
                     return Flow::End;
                 }
                 Err(TryRecvError::Empty) => return Flow::GoOn,
@@ -261,12 +263,7 @@ impl Poller {
         if list.add_partition_offset(&self.topic, partition, Offset::Offset(offset)).is_err() {
             return;
         }
-        let result = self
-            .consumer
-            .incremental_unassign(&list)
-            .and_then(|()| self.consumer.incremental_assign(&list))
-            .and_then(|()| self.consumer.resume(&list));
-        match result {
+        match self.begin_again(&list) {
             Ok(()) => {
                 self.next.insert(partition, offset);
                 let assignment = context.next_assignment();
@@ -281,6 +278,13 @@ impl Poller {
                 context.ask_rejoin();
             }
         }
+    }
+
+    fn begin_again(&self, list: &TopicPartitionList) -> KafkaResult<()> {
+        self.consumer.incremental_unassign(list)?;
+        failpoint!(blocking "restart.in-poll-thread");
+        self.consumer.incremental_assign(list)?;
+        self.consumer.resume(list)
     }
 
     /// Polls until the chunk is full or nothing more is there, and hands it over.
@@ -465,10 +469,17 @@ impl Poller {
         if list.count() == 0 {
             return;
         }
-        if let Err(error) = self.consumer.commit(&list, mode) {
+        if let Err(error) = self.send_commit(&list, mode) {
             // The ledger is what counts; Kafka's copy is repaired by the next commit.
             tracing::warn!(%error, "cannot commit the frontiers to kafka");
         }
+    }
+
+    fn send_commit(&self, list: &TopicPartitionList, mode: CommitMode) -> KafkaResult<()> {
+        failpoint!(blocking "offsets.before-commit");
+        self.consumer.commit(list, mode)?;
+        failpoint!(blocking "offsets.after-commit");
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{Done, Incoming, Leaving, Pipeline, Reply, Shutdown};
+use crate::failpoint::failpoint;
 use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::{Command, SourceEvent, Start};
 use crate::partition::Partition;
@@ -81,6 +82,7 @@ impl Pipeline {
 
     /// SIGTERM: nothing new is taken; what was taken is written, and files that are worth it go out.
     pub(super) fn begin_shutdown(&mut self) {
+        failpoint!(pause "shutdown.begun");
         tracing::info!("shutting down: writing what was taken");
         self.outside.health.set_ready(false);
         let deadline = Duration::from_millis(self.config.shutdown.deadline_ms);
@@ -108,6 +110,7 @@ impl Pipeline {
             return false;
         }
         if !std::mem::replace(&mut shutdown.sealed, true) {
+            failpoint!(pause "shutdown.before-sealing");
             self.seal_for_shutdown();
             return false;
         }
@@ -125,5 +128,6 @@ impl Pipeline {
         while !self.source.is_finished() && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        failpoint!(pause "shutdown.after-leaving");
     }
 }

@@ -10,6 +10,7 @@ use sqlx::{PgExecutor, Row};
 
 use super::day;
 use crate::export::manifest::{FileEntry, GapEntry};
+use crate::failpoint::failpoint;
 use crate::row;
 
 /// Postgres's clock in ms since 1970.
@@ -24,6 +25,7 @@ pub async fn advance(
     (partition, epoch, frontier): (i32, i64, i64),
     (from, to): (i32, i32),
 ) -> Result<bool, sqlx::Error> {
+    failpoint!("day.before-advance");
     let moved = sqlx::query(concat!(
         "UPDATE partition_ledger SET persist_day = ",
         day!(6),
@@ -42,6 +44,7 @@ pub async fn advance(
     .bind(to)
     .execute(pool)
     .await?;
+    failpoint!("day.after-advance");
     Ok(moved.rows_affected() == 1)
 }
 
@@ -74,6 +77,7 @@ pub async fn close_partition(
     epoch: i64,
     day: i32,
 ) -> Result<Option<i32>, sqlx::Error> {
+    failpoint!("day.before-close-partition");
     sqlx::query(concat!(
         "UPDATE partition_ledger l SET closed_day = ",
         day!(4),
@@ -98,6 +102,7 @@ pub async fn close_partition(
     .bind(day)
     .execute(pool)
     .await?;
+    failpoint!("day.after-close-partition");
     sqlx::query_scalar(
         "SELECT closed_day - date '1970-01-01' FROM partition_ledger
          WHERE topic = $1 AND partition = $2 AND epoch = $3",
@@ -151,7 +156,10 @@ where
     .bind(partitions)
     .execute(&mut *tx)
     .await?;
-    tx.commit().await
+    failpoint!("day.before-close-topic");
+    tx.commit().await?;
+    failpoint!("day.after-close-topic");
+    Ok(())
 }
 
 /// The files of the days from one to another, by partition and offset.
@@ -228,6 +236,7 @@ pub async fn gaps(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<GapEntry>, 
 
 /// Notes that a day's `_SUCCESS` lies in the bucket.
 pub async fn finished(pool: &PgPool, topic: &str, finished: i32) -> Result<(), sqlx::Error> {
+    failpoint!("day.before-finished");
     sqlx::query(concat!(
         "UPDATE topic_ledger SET success_day = ",
         day!(2),
@@ -240,6 +249,7 @@ pub async fn finished(pool: &PgPool, topic: &str, finished: i32) -> Result<(), s
     .bind(topic)
     .bind(finished)
     .execute(pool)
-    .await
-    .map(drop)
+    .await?;
+    failpoint!("day.after-finished");
+    Ok(())
 }

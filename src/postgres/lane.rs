@@ -9,10 +9,11 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
-use super::transaction::{EVICT, Failure, write};
+use super::transaction::{EVICT, Failure, commit, write};
 use crate::config::Config;
+use crate::failpoint::failpoint;
 use crate::reject_limit::RejectWindow;
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
@@ -184,9 +185,8 @@ impl Lane {
             Ok(Ok(())) => {}
         }
         let connection = self.connection().await?;
-        let commit = connection.execute("COMMIT");
-        match tokio::time::timeout(deadline, commit).await {
-            Ok(Ok(_)) => {
+        match tokio::time::timeout(deadline, commit(connection)).await {
+            Ok(Ok(())) => {
                 metrics::transaction_took(started.elapsed().as_secs_f64() * 1e3);
                 Ok(())
             }
@@ -245,6 +245,7 @@ impl Lane {
 
     /// (partition, epoch, frontier) of the job's partitions, locked one after the other.
     pub(super) async fn ledger_rows(&mut self, job: &Job) -> Result<Vec<(i32, i64, i64)>, String> {
+        failpoint!("persist.in-settling");
         let deadline = self.deadline;
         let topic = self.topic.clone();
         let partitions: Vec<i32> = job.iter().map(|b| b.partition).collect();

@@ -11,6 +11,7 @@ use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgConnection, Row};
 
 use super::day;
+use crate::failpoint::failpoint;
 use crate::kafka::rebalance::Candidate;
 use crate::reject_limit::{RejectLimits, RejectWindow};
 
@@ -116,6 +117,7 @@ pub async fn topic_known(pool: &PgPool, topic: &str) -> Result<(bool, i64), sqlx
 
 /// Enters a topic whose first record is of `first_day`. Whoever comes second changes nothing.
 pub async fn enter_topic(pool: &PgPool, who: &Identity, first_day: i32) -> Result<(), sqlx::Error> {
+    failpoint!("topic.before-enter");
     sqlx::query(concat!(
         "INSERT INTO topic_ledger (topic, cluster_id, group_id, closed_day, success_day)
          VALUES ($1, $2, $3, ",
@@ -129,8 +131,9 @@ pub async fn enter_topic(pool: &PgPool, who: &Identity, first_day: i32) -> Resul
     .bind(&who.group_id)
     .bind(first_day)
     .execute(pool)
-    .await
-    .map(drop)
+    .await?;
+    failpoint!("topic.after-enter");
+    Ok(())
 }
 
 /// Refuses a ledger of another cluster or group.
@@ -164,6 +167,7 @@ pub async fn assign(
     let new: Vec<&Candidate> = candidates.iter().filter(|c| !known.contains_key(&c.partition)).collect();
     if !new.is_empty() {
         insert_partitions(&mut tx, who, &new).await?;
+        failpoint!("assign.first-row");
     }
     let rows = lock_rows(&mut tx, &who.topic, &partitions).await?;
     let mut stopped = Vec::new();
@@ -184,6 +188,7 @@ pub async fn assign(
             stopped.push((candidate.partition, format!("{}: {detail}", stop.as_str())));
         }
     }
+    failpoint!("assign.before-epoch");
     let taken: Vec<i32> =
         partitions.iter().copied().filter(|p| !stopped.iter().any(|(stopped, _)| stopped == p)).collect();
     let rows = sqlx::query(&format!(
@@ -203,7 +208,9 @@ pub async fn assign(
     let now_ms = sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
         .fetch_one(&mut *tx)
         .await?;
+    failpoint!("assign.before-commit");
     tx.commit().await?;
+    failpoint!("assign.after-commit");
     Ok(Assigned { owned: rows.iter().map(owned).collect(), stopped, now_ms })
 }
 
@@ -342,8 +349,9 @@ async fn write_stop(
     stop: Stop,
     detail: &str,
 ) -> Result<bool, sqlx::Error> {
+    failpoint!("stop.before-write");
     // Written twice it says the same: a lost answer is no reason for doubt.
-    sqlx::query(
+    let done = sqlx::query(
         "UPDATE partition_ledger SET stopped = coalesce(stopped, $3),
              stopped_detail = coalesce(stopped_detail, $4), updated_at = now()
          WHERE topic = $1 AND partition = $2 AND ($5::bigint IS NULL OR epoch = $5)",
@@ -354,8 +362,9 @@ async fn write_stop(
     .bind(detail)
     .bind(epoch)
     .execute(connection)
-    .await
-    .map(|done| done.rows_affected() == 1)
+    .await?;
+    failpoint!("stop.after-write");
+    Ok(done.rows_affected() == 1)
 }
 
 /// Which of these partitions no longer wait for an operator.
@@ -398,6 +407,7 @@ pub enum Entered {
 
 /// Moves the export frontier over a file and enters it, in one transaction.
 pub async fn enter_file(pool: &PgPool, topic: &str, file: &NewFile) -> Result<Entered, sqlx::Error> {
+    failpoint!("enter.before-frontier");
     let mut tx = pool.begin().await?;
     let moved = sqlx::query(
         "UPDATE partition_ledger SET export_frontier = $5, updated_at = now()
@@ -426,8 +436,11 @@ pub async fn enter_file(pool: &PgPool, topic: &str, file: &NewFile) -> Result<En
         .await?;
         return Ok(if mine == Some(true) { Entered::Yes } else { Entered::Fenced });
     }
+    failpoint!("enter.after-frontier");
     insert_file(&mut tx, topic, file).await?;
+    failpoint!("enter.before-commit");
     tx.commit().await?;
+    failpoint!("enter.after-commit");
     Ok(Entered::Yes)
 }
 

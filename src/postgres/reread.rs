@@ -6,6 +6,7 @@
 use futures::StreamExt;
 use sqlx::postgres::PgPool;
 
+use crate::failpoint::failpoint;
 use crate::row::{self, CopyOutParser};
 
 /// What to read: rows of `[from, upto)`, at most so many.
@@ -37,6 +38,7 @@ pub enum Reread {
 
 /// Reads one chunk, in the order of offsets.
 pub async fn read(pool: &PgPool, topic: &str, range: &Range) -> Result<Reread, sqlx::Error> {
+    failpoint!("reread.before-rows");
     let mut connection = pool.acquire().await?;
     let statement = format!(
         "COPY (SELECT {} FROM user_interactions
@@ -59,6 +61,7 @@ pub async fn read(pool: &PgPool, topic: &str, range: &Range) -> Result<Reread, s
         }
     }
     let rows = parser.finish().map_err(|e| sqlx::Error::Decode(e.into()))?;
+    failpoint!("reread.after-rows");
     let ledger: Option<(i64, i64)> = sqlx::query_as(
         "SELECT epoch, export_frontier FROM partition_ledger WHERE topic = $1 AND partition = $2",
     )

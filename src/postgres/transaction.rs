@@ -4,6 +4,7 @@ use sqlx::{Executor, PgConnection};
 
 use super::lane::{Job, PartitionBatch};
 use super::sqlstate;
+use crate::failpoint::failpoint;
 use crate::row;
 
 /// Why an attempt did not commit.
@@ -63,18 +64,33 @@ pub(super) async fn write(connection: &mut PgConnection, topic: &str, job: &Job)
 }
 
 pub(super) async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx::Error> {
+    failpoint!("persist.before-copy");
     let mut copy = connection.copy_in_raw(&super::copy_in_statement()).await?;
     let sent: Result<(), sqlx::Error> = async {
         copy.send(row::COPY_HEADER).await?;
         for part in parts {
             copy.send(*part).await?;
         }
+        failpoint!("persist.in-copy");
         copy.send(&row::COPY_TRAILER[..]).await?;
         Ok(())
     }
     .await;
     sent?;
-    copy.finish().await.map(|_| ())
+    copy.finish().await?;
+    failpoint!("persist.after-copy");
+    Ok(())
+}
+
+/// COMMIT. An error says nothing about whether it happened.
+pub(super) async fn commit(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    failpoint!("persist.before-commit");
+    let commit = connection.execute("COMMIT");
+    #[cfg(feature = "failpoints")]
+    let commit = crate::failpoint::once_begun("persist.commit-sent", commit);
+    commit.await?;
+    failpoint!("persist.after-commit");
+    Ok(())
 }
 
 /// The compare-and-set: returns the partitions whose frontier moved.
@@ -86,7 +102,7 @@ async fn move_frontiers(
     fn column<T>(job: &Job, of: impl Fn(&PartitionBatch) -> T) -> Vec<T> {
         job.iter().map(of).collect()
     }
-    sqlx::query_scalar(MOVE_FRONTIERS)
+    let moved = sqlx::query_scalar(MOVE_FRONTIERS)
         .bind(topic)
         .bind(column(job, |b| b.partition))
         .bind(column(job, |b| b.epoch))
@@ -101,7 +117,9 @@ async fn move_frontiers(
         .bind(column(job, |b| b.window.rejects))
         .bind(column(job, |b| b.window.previous_rejects))
         .fetch_all(connection)
-        .await
+        .await?;
+    failpoint!("persist.after-frontier");
+    Ok(moved)
 }
 
 /// Another user's sessions, or another program's, are never looked at.

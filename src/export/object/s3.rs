@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{ListedObject, ObjectInfo, ObjectStore, PutOutcome, StoreError, StoreErrorKind, StoreFuture};
+use crate::failpoint::failpoint;
 
 /// Where stores that are not AWS are said to be when nobody says it.
 const REGION_OF_AN_ENDPOINT: &str = "us-east-1";
@@ -102,6 +103,7 @@ impl S3 {
         content_type: &str,
         metadata: &[(String, String)],
     ) -> Result<PutOutcome, StoreError> {
+        failpoint!(put key, "before");
         let sent = self
             .client
             .put_object()
@@ -113,6 +115,7 @@ impl S3 {
             .body(ByteStream::from(body))
             .send()
             .await;
+        failpoint!(put key, "after");
         match sent {
             Ok(_) => Ok(PutOutcome::Created),
             Err(error) if status_of(&error) == Some(412) => Ok(PutOutcome::Exists),
@@ -121,7 +124,9 @@ impl S3 {
     }
 
     async fn head_object(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError> {
-        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+        let answer = self.client.head_object().bucket(&self.bucket).key(key).send().await;
+        failpoint!("head.after");
+        match answer {
             Ok(head) => Ok(Some(ObjectInfo {
                 bytes: head.content_length().and_then(|n| n.try_into().ok()).unwrap_or(0),
                 metadata: head.metadata.unwrap_or_default().into_iter().collect(),
@@ -133,7 +138,9 @@ impl S3 {
     }
 
     async fn get_object(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
-        let answer = match self.client.get_object().bucket(&self.bucket).key(key).send().await {
+        let answer = self.client.get_object().bucket(&self.bucket).key(key).send().await;
+        failpoint!("get.after");
+        let answer = match answer {
             Ok(answer) => answer,
             Err(error) if error.code() == Some("NoSuchKey") => return Ok(None),
             Err(error) => return Err(store_error("get", key, &error)),
@@ -151,6 +158,7 @@ impl S3 {
         prefix: &str,
         start_after: Option<&str>,
     ) -> Result<Vec<ListedObject>, StoreError> {
+        failpoint!("list.before");
         let mut objects = Vec::new();
         let mut continuation = None;
         loop {
