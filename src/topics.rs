@@ -1,10 +1,17 @@
 //! `topics.yaml`: the contract of the topics, and how it differs from one environment to another.
+//!
+//! What this module guarantees: a contract that was read is complete and does not contradict itself, in any of
+//! its environments. [`plan`] compares it with a cluster without touching it; [`cluster`] is what touches it.
+
+pub mod cluster;
+pub mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 /// The whole file. Unknown keys are refused everywhere: a misspelt key would be a silent default.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,7 +38,7 @@ pub struct Topic {
     pub key: Key,
     pub value: Value,
     #[serde(default)]
-    pub config: BTreeMap<String, Setting>,
+    pub config: Config,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -64,6 +71,64 @@ pub enum Compatibility {
     FullTransitive,
 }
 
+impl Compatibility {
+    /// Versions before the latest count too.
+    pub fn is_transitive(self) -> bool {
+        matches!(self, Self::BackwardTransitive | Self::ForwardTransitive | Self::FullTransitive)
+    }
+
+    /// The new schema has to read what older ones wrote.
+    pub fn reads_old(self) -> bool {
+        matches!(self, Self::Backward | Self::BackwardTransitive | Self::Full | Self::FullTransitive)
+    }
+
+    /// Older schemas have to read what the new one writes.
+    pub fn is_read_by_old(self) -> bool {
+        matches!(self, Self::Forward | Self::ForwardTransitive | Self::Full | Self::FullTransitive)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::Backward => "BACKWARD",
+            Self::BackwardTransitive => "BACKWARD_TRANSITIVE",
+            Self::Forward => "FORWARD",
+            Self::ForwardTransitive => "FORWARD_TRANSITIVE",
+            Self::Full => "FULL",
+            Self::FullTransitive => "FULL_TRANSITIVE",
+        }
+    }
+}
+
+/// Settings by key. A key that stands there twice is refused: YAML's last one would silently win.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config(pub BTreeMap<String, Setting>);
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Unique;
+        impl<'de> Visitor<'de> for Unique {
+            type Value = Config;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("settings, each once")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Config, A::Error> {
+                let mut settings = BTreeMap::new();
+                while let Some((key, setting)) = map.next_entry::<String, Setting>()? {
+                    if settings.contains_key(&key) {
+                        return Err(serde::de::Error::custom(format!("{key} stands there twice")));
+                    }
+                    settings.insert(key, setting);
+                }
+                Ok(Config(settings))
+            }
+        }
+        deserializer.deserialize_map(Unique)
+    }
+}
+
 /// A topic setting as the broker holds it: text, however YAML writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "Scalar")]
@@ -94,7 +159,7 @@ impl From<Scalar> for Setting {
 struct Environment {
     replication: Option<i32>,
     #[serde(default)]
-    config: BTreeMap<String, Setting>,
+    config: Config,
     #[serde(default)]
     topics: BTreeMap<String, Difference>,
 }
@@ -105,7 +170,7 @@ struct Difference {
     partitions: Option<i32>,
     replication: Option<i32>,
     #[serde(default)]
-    config: BTreeMap<String, Setting>,
+    config: Config,
 }
 
 impl Contract {
@@ -155,15 +220,15 @@ impl Environment {
         let own = self.topics.get(&topic.name).cloned().unwrap_or_default();
         topic.partitions = own.partitions.unwrap_or(topic.partitions);
         topic.replication = own.replication.or(self.replication).unwrap_or(topic.replication);
-        topic.config.extend(self.config.clone());
-        topic.config.extend(own.config);
+        topic.config.0.extend(self.config.0.clone());
+        topic.config.0.extend(own.config.0);
         topic
     }
 }
 
 impl Topic {
     fn number(&self, key: &str) -> anyhow::Result<Option<i64>> {
-        let Some(Setting(text)) = self.config.get(key) else {
+        let Some(Setting(text)) = self.config.0.get(key) else {
             return Ok(None);
         };
         let number = text.parse();
@@ -175,6 +240,13 @@ impl Topic {
 fn check(topics: &[Topic]) -> anyhow::Result<()> {
     for topic in topics {
         let name = &topic.name;
+        ensure!(
+            is_legal_name(name),
+            "`{name}` is no topic's name: 1 to 249 letters, digits, `.`, `_` or `-`"
+        );
+        for (what, text) in [("owner", &topic.owner), ("description", &topic.description)] {
+            ensure!(!text.trim().is_empty(), "topic {name}: {what} is empty");
+        }
         ensure!(topic.partitions > 0, "topic {name}: {} partitions", topic.partitions);
         ensure!(topic.replication > 0, "topic {name}: replication {}", topic.replication);
         if let Some(in_sync) = topic.number("min.insync.replicas")? {
@@ -200,6 +272,11 @@ fn check(topics: &[Topic]) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn is_legal_name(name: &str) -> bool {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(is_legal)
+}
+
 /// −1 is for ever.
 fn is_longer(retention_ms: i64, other_ms: i64) -> bool {
     other_ms >= 0 && (retention_ms < 0 || retention_ms > other_ms)
@@ -223,7 +300,7 @@ mod tests {
         assert_eq!(source.name, "feed.interactions.v1");
         assert_eq!((source.partitions, source.replication), (6, 3));
         assert_eq!(source.key.field, "userId");
-        let setting = |topic: &Topic, key: &str| topic.config[key].0.clone();
+        let setting = |topic: &Topic, key: &str| topic.config.0[key].0.clone();
         assert_eq!(setting(source, "retention.ms"), (7 * 86_400_000).to_string());
         assert_eq!(setting(source, "message.timestamp.type"), "LogAppendTime");
         assert_eq!(setting(source, "min.insync.replicas"), "2");
@@ -239,8 +316,8 @@ mod tests {
         assert_eq!(contract.topics(Some("production")).unwrap(), contract.topics(None).unwrap());
         for topic in contract.topics(Some("local")).unwrap() {
             assert_eq!((topic.partitions, topic.replication), (6, 1));
-            assert_eq!(topic.config["min.insync.replicas"], Setting("1".to_owned()));
-            assert!(topic.config.contains_key("message.timestamp.type"));
+            assert_eq!(topic.config.0["min.insync.replicas"], Setting("1".to_owned()));
+            assert!(topic.config.0.contains_key("message.timestamp.type"));
         }
         let unknown = contract.topics(Some("moon")).unwrap_err().to_string();
         assert!(unknown.contains("moon") && unknown.contains("local, production"), "{unknown}");
@@ -248,17 +325,34 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_wherever_they_are() {
-        for (from, to) in [
-            ("version: 1", "version: 1\nversoin: 1"),
-            ("    partitions: 6", "    partitions: 6\n    partions: 6"),
-            ("      field: userId", "      field: userId\n      feild: userId"),
-            ("      formats:", "      fromats: []\n      formats:"),
-            ("    replication: 1", "    replication: 1\n    replicas: 1"),
+        for (from, to, path) in [
+            ("version: 1", "version: 1\nversoin: 1", "`versoin`"),
+            (
+                "    partitions: 6",
+                "    partitions: 6\n    partions: 6",
+                "topics[0]: unknown field `partions`",
+            ),
+            (
+                "      field: userId",
+                "      field: userId\n      feild: userId",
+                "topics[0].key: unknown field `feild`",
+            ),
+            (
+                "      formats:",
+                "      fromats: []\n      formats:",
+                "topics[0].value: unknown field `fromats`",
+            ),
+            (
+                "    replication: 1",
+                "    replication: 1\n    replicas: 1",
+                "environments.local: unknown field `replicas`",
+            ),
         ] {
             let text = COMMITTED.replacen(from, to, 1);
             assert_ne!(text, COMMITTED);
             let error = error(&text);
-            assert!(error.contains("unknown field"), "{to}: {error}");
+            assert!(error.contains("unknown field") && error.contains(path), "{to}: {error}");
+            assert!(error.contains("line"), "{to}: {error}");
         }
     }
 
@@ -271,6 +365,13 @@ mod tests {
             ("min.insync.replicas: 2", "min.insync.replicas: two", "is two"),
             ("retention.ms: 604800000", "retention.ms: 3600000", "longer than"),
             ("FULL_TRANSITIVE", "SIDEWAYS", "SIDEWAYS"),
+            (
+                "      cleanup.policy: delete",
+                "      cleanup.policy: delete\n      cleanup.policy: compact",
+                "twice",
+            ),
+            ("owner: feed-platform", "owner: \"\"", "owner is empty"),
+            ("name: feed.interactions.v1\n", "name: feed interactions\n", "no topic's name"),
             ("name: feed.interactions.v1.dlq", "name: feed.interactions.v1", "twice"),
             ("dead_letters_of: feed.interactions.v1", "dead_letters_of: x", "no topic here"),
             ("    config:\n      min.insync.replicas: 1", "", "environment local"),

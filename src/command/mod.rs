@@ -33,35 +33,49 @@ pub enum Failure {
     Other(#[from] anyhow::Error),
     #[error("{0}")]
     Deadline(String),
+    /// A comparison that was asked for found differences.
+    #[error("{0}")]
+    Differs(String),
+    /// Bad events in what was to be sent; the good ones are.
+    #[error("{0}")]
+    BadEvents(String),
+    #[error("{0}")]
+    Interrupted(String),
 }
 
 impl Failure {
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Failure::Config(_) => 64,
-            Failure::RejectFlood(_) => 65,
+            Failure::Differs(_) => 2,
+            Failure::Config(_) => WRONG_ARGUMENTS,
+            Failure::RejectFlood(_) | Failure::BadEvents(_) => 65,
             Failure::Ledger(_) => 66,
             Failure::UnsafeStore(_) => 67,
             Failure::Other(_) => 70,
             Failure::Deadline(_) => 75,
+            Failure::Interrupted(_) => 130,
         }
     }
 }
+
+/// Exit code of arguments or a configuration that cannot be used. Not clap's 2, which says here that something
+/// was compared and differs.
+pub const WRONG_ARGUMENTS: u8 = 64;
 
 /// Exit code of a second signal.
 pub const INTERRUPTED: i32 = 130;
 
 const EXIT_CODES: &str = "Exit codes:
   0    done, or shut down as asked
-  2    wrong arguments
-  64   bad configuration (the key is named)
-  65   reject flood: too many bad events; see `feed-worker rejects accept`
+  2    differences: the cluster is not as topics.yaml has it, or a schema is not compatible
+  64   wrong arguments, or bad configuration (the key is named)
+  65   bad events: a flood of them (see `feed-worker rejects accept`), or lines of a file that were not sent
   66   refused ledger: it belongs to another cluster or group, or its schema is not this program's
   67   unsafe store: the bucket does not honour conditional writes
   70   fatal client error, or an error of this program
   75   gave up after a deadline
-  130  interrupted by a second signal";
+  130  interrupted: `run` by a second signal, `produce` by the first";
 
 /// Feed interactions from Kafka to Postgres and Parquet on S3, exactly once in effect.
 #[derive(Debug, Parser)]
@@ -157,7 +171,7 @@ async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> 
         Command::Config(args) => config::run(&args, &config, provenance).map_err(Failure::from),
         Command::Ledger(command) => ledger::run(command, &config).await,
         Command::Rejects(command) => rejects::run(command, &config).await,
-        Command::Topics(args) => Ok(topics::run(args, &ClientContext::new(&config)).await?),
+        Command::Topics(args) => topics::run(args, &ClientContext::new(&config)).await,
         Command::Schemas(args) => Ok(schemas::run(args, &ClientContext::new(&config)).await?),
         Command::Produce(args) => Ok(produce::run(args, &ClientContext::new(&config)).await?),
         #[cfg(feature = "failpoints")]

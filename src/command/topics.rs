@@ -1,15 +1,13 @@
-//! `feed-worker topics apply`: the topics of `topics.yaml`, in the cluster.
+//! `feed-worker topics plan|apply|drift`: the topics of `topics.yaml`, in the cluster.
 
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::metadata::{Metadata, MetadataTopic};
-use rdkafka::types::RDKafkaErrorCode;
+use anyhow::Context;
 
-use crate::command::ClientContext;
+use crate::command::{ClientContext, Failure};
+use crate::topics::cluster::Cluster;
+use crate::topics::plan::{Change, TopicPlan, Verdict};
 use crate::topics::{Contract, Topic};
 
 /// The topics of the contract in the cluster.
@@ -21,179 +19,138 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Create the topics that are missing, and check those that are there.
+    /// Show what `apply` would do. Ends with 0 if that is nothing, with 2 if there are differences.
+    Plan(Which),
+    /// Make it so: create topics, add partitions, set settings.
     ///
-    /// A topic that is there is never changed: where it differs from the contract, every difference
-    /// is listed and the command fails.
+    /// What cannot be undone (more partitions, a shorter retention, another cleanup policy) is asked for on a
+    /// terminal, and refused elsewhere unless --yes is said. Nothing is ever made smaller or deleted, and
+    /// replicas are not moved: if the contract wants that, nothing at all is changed and the command ends with 2.
+    /// Settings that the contract does not name stay as they are.
     Apply {
-        #[arg(long, default_value = "topics.yaml", value_name = "FILE")]
-        file: PathBuf,
-        /// Which overrides of the contract count; without it the contract as it is written.
-        #[arg(long, value_name = "NAME")]
-        environment: Option<String>,
-        /// Use another name for a topic of the contract; can be repeated.
-        #[arg(long, value_name = "NAME=OTHER", value_parser = parse_override)]
-        topic_override: Vec<(String, String)>,
+        #[command(flatten)]
+        which: Which,
+        /// Do what cannot be undone without asking.
+        #[arg(long)]
+        yes: bool,
     },
+    /// For a scheduled job: silent and 0, or a line for each difference and 2.
+    ///
+    /// Settings that somebody set and the contract does not name are differences here.
+    Drift(Which),
 }
 
-const TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a new topic may take until each partition has a leader.
-const LEADER_TIMEOUT: Duration = Duration::from_secs(30);
+#[derive(Debug, clap::Args)]
+struct Which {
+    #[arg(long, default_value = "topics.yaml", value_name = "FILE")]
+    file: PathBuf,
+    /// Which overrides of the contract count; without it the contract as it is written.
+    #[arg(long, visible_alias = "env", value_name = "NAME")]
+    environment: Option<String>,
+    /// Use another name for a topic of the contract; can be repeated.
+    #[arg(long, value_name = "NAME=OTHER", value_parser = parse_override)]
+    topic_override: Vec<(String, String)>,
+}
 
-type Admin = AdminClient<DefaultClientContext>;
-
-pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
-    let Action::Apply { file, environment, topic_override } = args.action;
-    let topics = Contract::read(&file)?.topics(environment.as_deref())?;
-    let topics = rename(topics, &topic_override)?;
-    let admin: Admin = cx.kafka.create().context("starting the Kafka admin client")?;
-    let known = fetch_metadata(&admin)?;
-    let (present, missing): (Vec<_>, Vec<_>) =
-        topics.iter().partition(|topic| find(&known, &topic.name).is_some());
-    let mut to_check = present;
-    if !missing.is_empty() {
-        to_check.extend(create(&admin, &missing).await?);
-        wait_for_leaders(&admin, &missing).await?;
+pub async fn run(args: Args, cx: &ClientContext) -> Result<(), Failure> {
+    match args.action {
+        Action::Plan(which) => plan(&which, cx).await,
+        Action::Apply { which, yes } => apply(&which, yes, cx).await,
+        Action::Drift(which) => drift(&which, cx).await,
     }
-    let differences = compare_all(&admin, &to_check).await?;
-    if differences.is_empty() {
+}
+
+async fn plan(which: &Which, cx: &ClientContext) -> Result<(), Failure> {
+    let plans = Cluster::connect(&cx.kafka)?.plan(&which.topics()?).await?;
+    show(&plans);
+    match count(&plans) {
+        0 => Ok(()),
+        differences => {
+            Err(Failure::Differs(format!("{differences} differences; `topics apply` is what changes them")))
+        }
+    }
+}
+
+async fn drift(which: &Which, cx: &ClientContext) -> Result<(), Failure> {
+    let plans = Cluster::connect(&cx.kafka)?.plan(&which.topics()?).await?;
+    let lines: Vec<String> = plans.iter().flat_map(TopicPlan::drift).collect();
+    for line in &lines {
+        println!("{line}");
+    }
+    if lines.is_empty() {
         return Ok(());
     }
-    for difference in &differences {
-        eprintln!("differs: {difference}");
-    }
-    bail!(
-        "{} differences between {} and the cluster; nothing that was there has been changed",
-        differences.len(),
-        file.display()
-    )
+    Err(Failure::Differs(format!("{} differences from {}", lines.len(), which.file.display())))
 }
 
-/// Creates each topic. Answers with those that somebody else created at the same time.
-async fn create<'t>(admin: &Admin, missing: &[&'t Topic]) -> anyhow::Result<Vec<&'t Topic>> {
-    let wanted: Vec<NewTopic<'_>> = missing
-        .iter()
-        .map(|topic| {
-            let replication = TopicReplication::Fixed(topic.replication);
-            let new = NewTopic::new(&topic.name, topic.partitions, replication);
-            topic.config.iter().fold(new, |new, (key, setting)| new.set(key, &setting.0))
-        })
-        .collect();
-    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
-    let results = admin.create_topics(&wanted, &options).await.context("creating topics")?;
-    let mut elsewhere = Vec::new();
-    let mut refused = Vec::new();
-    for (topic, result) in missing.iter().zip(results) {
-        match result {
-            Ok(_) => println!(
-                "created {}: {} partitions, replication {}",
-                topic.name, topic.partitions, topic.replication
-            ),
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => elsewhere.push(*topic),
-            Err((name, error)) => refused.push(format!("{name}: {error}")),
+async fn apply(which: &Which, yes: bool, cx: &ClientContext) -> Result<(), Failure> {
+    let cluster = Cluster::connect(&cx.kafka)?;
+    let topics = which.topics()?;
+    let plans = cluster.plan(&topics).await?;
+    show(&plans);
+    if count(&plans) == 0 {
+        return Ok(());
+    }
+    let verdicts = || plans.iter().flat_map(TopicPlan::differences).map(Change::verdict);
+    if verdicts().any(|verdict| matches!(verdict, Verdict::Refused(_))) {
+        return Err(Failure::Differs("nothing was changed: see what is refused above".to_owned()));
+    }
+    if !yes && verdicts().any(|verdict| matches!(verdict, Verdict::Irreversible(_))) {
+        if !std::io::stdin().is_terminal() {
+            return Err(Failure::Differs(
+                "nothing was changed: what cannot be undone needs --yes".to_owned(),
+            ));
+        }
+        if !is_confirmed()? {
+            return Err(Failure::Differs("nothing was changed".to_owned()));
+        }
+        // Whoever answers takes a while.
+        if cluster.plan(&topics).await? != plans {
+            return Err(Failure::Differs(
+                "nothing was changed: the cluster is another by now; plan again".to_owned(),
+            ));
         }
     }
-    ensure!(
-        refused.is_empty(),
-        "the broker refused to create {} (is the --environment right?)",
-        refused.join("; ")
-    );
-    Ok(elsewhere)
-}
-
-/// So that whoever comes next can produce at once.
-async fn wait_for_leaders(admin: &Admin, created: &[&Topic]) -> anyhow::Result<()> {
-    let deadline = Instant::now() + LEADER_TIMEOUT;
-    loop {
-        let metadata = fetch_metadata(admin)?;
-        let has_leaders = |topic: &&&Topic| {
-            find(&metadata, &topic.name).is_some_and(|found| {
-                found.partitions().len() >= topic.partitions as usize
-                    && found.partitions().iter().all(|partition| partition.leader() >= 0)
-            })
-        };
-        let Some(without) = created.iter().find(|topic| !has_leaders(topic)) else {
-            return Ok(());
-        };
-        ensure!(
-            Instant::now() < deadline,
-            "topic {} was created, but not every partition has a leader after {LEADER_TIMEOUT:?}",
-            without.name
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    let left = cluster.apply(&plans).await?;
+    if !left.is_empty() {
+        show(&left);
+        return Err(Failure::Differs(
+            "asked for, but the cluster does not have it: this user may not (AlterConfigs), or somebody else changes it too"
+                .to_owned(),
+        ));
     }
-}
-
-async fn compare_all(admin: &Admin, topics: &[&Topic]) -> anyhow::Result<Vec<String>> {
-    let metadata = fetch_metadata(admin)?;
-    let mut differences = Vec::new();
-    for topic in topics {
-        let found = find(&metadata, &topic.name);
-        let found = found.with_context(|| format!("topic {} has just gone", topic.name))?;
-        let before = differences.len();
-        compare_shape(topic, found, &mut differences);
-        compare_settings(admin, topic, &mut differences).await?;
-        if differences.len() == before {
-            println!("{} is as it should be", topic.name);
-        }
-    }
-    Ok(differences)
-}
-
-fn compare_shape(topic: &Topic, found: &MetadataTopic, differences: &mut Vec<String>) {
-    let name = &topic.name;
-    let partitions = found.partitions().len();
-    if partitions != topic.partitions as usize {
-        differences.push(format!("{name}: {partitions} partitions, not {}", topic.partitions));
-    }
-    let other = |replicas: &usize| *replicas != topic.replication as usize;
-    let replicas = found.partitions().iter().map(|partition| partition.replicas().len());
-    if let Some(replicas) = replicas.into_iter().find(other) {
-        differences.push(format!("{name}: replication {replicas}, not {}", topic.replication));
-    }
-}
-
-async fn compare_settings(admin: &Admin, topic: &Topic, differences: &mut Vec<String>) -> anyhow::Result<()> {
-    let name = &topic.name;
-    let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
-    let described = admin
-        .describe_configs(&[ResourceSpecifier::Topic(name)], &options)
-        .await
-        .with_context(|| format!("asking for the configuration of topic {name}"))?;
-    for resource in described {
-        let resource = resource
-            .with_context(|| format!("the broker does not show the configuration of topic {name}"))?;
-        for (key, wanted) in &topic.config {
-            match resource.get(key).and_then(|entry| entry.value.as_deref()) {
-                Some(value) if value == wanted.0 => {}
-                Some(value) => differences.push(format!("{name}: {key}={value}, not {}", wanted.0)),
-                None => differences.push(format!("{name}: the broker knows no {key}")),
-            }
-        }
-    }
+    println!("{} changes made", count(&plans));
     Ok(())
 }
 
-/// Of all topics: asking for one by name could create it.
-fn fetch_metadata(admin: &Admin) -> anyhow::Result<Metadata> {
-    admin
-        .inner()
-        .fetch_metadata(None, TIMEOUT)
-        .context("asking the broker which topics there are: is it reachable?")
-}
-
-fn find<'m>(metadata: &'m Metadata, name: &str) -> Option<&'m MetadataTopic> {
-    metadata.topics().iter().find(|topic| topic.name() == name && topic.error().is_none())
-}
-
-fn rename(mut topics: Vec<Topic>, overrides: &[(String, String)]) -> anyhow::Result<Vec<Topic>> {
-    for (name, other) in overrides {
-        let topic = topics.iter_mut().find(|topic| topic.name == *name);
-        let topic = topic.with_context(|| format!("--topic-override: there is no topic {name}"))?;
-        topic.name.clone_from(other);
+fn show(plans: &[TopicPlan]) {
+    for plan in plans {
+        print!("{}", plan.text());
     }
-    Ok(topics)
+}
+
+fn count(plans: &[TopicPlan]) -> usize {
+    plans.iter().map(|plan| plan.differences().count()).sum()
+}
+
+fn is_confirmed() -> anyhow::Result<bool> {
+    print!("Some of this cannot be undone. Type yes to go on: ");
+    std::io::stdout().flush().context("asking")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+    Ok(answer.trim() == "yes")
+}
+
+impl Which {
+    fn topics(&self) -> anyhow::Result<Vec<Topic>> {
+        let mut topics = Contract::read(&self.file)?.topics(self.environment.as_deref())?;
+        for (name, other) in &self.topic_override {
+            let topic = topics.iter_mut().find(|topic| topic.name == *name);
+            let topic = topic.with_context(|| format!("--topic-override: there is no topic {name}"))?;
+            topic.name.clone_from(other);
+        }
+        Ok(topics)
+    }
 }
 
 fn parse_override(text: &str) -> Result<(String, String), String> {
