@@ -15,15 +15,25 @@ import harness  # noqa: E402
 import proxy  # noqa: E402
 
 TARGET = harness.ROOT / "target"
+# Two runners (`pytest -n 2`) have a stack each.
+RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "")
 # Leaves the stacks up for looking, and for the next run.
 KEEP = bool(os.environ.get("FEED_TEST_KEEP"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """For `--dist loadgroup`: a file stays on one runner, and what looks at the one closed day does so together."""
+    for item in items:
+        group = "crossing" if "crossing" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
 def stack():
     """Real Kafka, real Postgres, and an S3 server that is not ours."""
     # Without fsync: a crash of Postgres is tested, one of the machine is not, and recovery would sync every database.
-    started = harness.Stack(TARGET / "stack-test", "--s3", "versitygw", "--postgres-fast", fresh=not KEEP)
+    started = harness.Stack(TARGET / f"stack-test{RUNNER}", "--s3", "versitygw", "--postgres-fast", fresh=not KEEP)
     yield started
     if not KEEP:
         started.close()
@@ -32,7 +42,7 @@ def stack():
 @pytest.fixture
 def folder(request):
     """Logs and lists of a case, kept for looking at a failure."""
-    found = TARGET / "system-tests" / re.sub(r"[^\w-]", "_", request.node.name)
+    found = TARGET / "system-tests" / re.sub(r"[^\w-]", "_", f"{request.path.stem.removeprefix('test_')}-{request.node.name}")
     found.mkdir(parents=True, exist_ok=True)
     for old in found.iterdir():
         if old.is_file():
