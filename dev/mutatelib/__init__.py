@@ -1,0 +1,1 @@
+"""Mutations: each is a protection taken out, and the test that must notice."""
