@@ -6,16 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use sqlx::PgPool;
+use tokio::time::Instant;
 
+use crate::export::file::Claim;
 use crate::export::manifest::parse_file_key;
 use crate::export::object::{ObjectStore, StoreError};
-use crate::kafka::probe::{self, Found};
+use crate::kafka::probe::Found;
 use crate::kafka::rebalance::Candidate;
-use crate::postgres::ledger::{self, Assigned, Identity, LedgerError, NewestObject, Owned};
+use crate::outside::{Broker, Database};
+use crate::postgres::ledger::{Assigned, Identity, LedgerError, NewestObject, Owned};
 use crate::reject_limit::RejectLimits;
 use crate::retry::Backoff;
 use crate::row;
@@ -29,9 +30,9 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 /// What an assignment needs.
 #[derive(Clone)]
 pub struct Assigner {
-    pub pool: PgPool,
+    pub database: Arc<dyn Database>,
     pub store: Arc<dyn ObjectStore>,
-    pub kafka: ClientConfig,
+    pub broker: Arc<dyn Broker>,
     pub who: Identity,
     pub prefix: String,
     pub limits: RejectLimits,
@@ -42,7 +43,6 @@ impl Assigner {
     /// deadline.
     pub async fn assign(&self, candidates: &[Candidate], until: Instant) -> Result<Assigned, LedgerError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        let until = tokio::time::Instant::from_std(until);
         loop {
             match tokio::time::timeout_at(until, self.try_assign(candidates)).await {
                 Err(_) => return Err(sqlx::Error::PoolTimedOut.into()),
@@ -57,13 +57,12 @@ impl Assigner {
     }
 
     async fn try_assign(&self, candidates: &[Candidate]) -> Result<Assigned, LedgerError> {
-        let topic = &self.who.topic;
-        let (known, now_ms) = ledger::topic_known(&self.pool, topic).await?;
+        let (known, now_ms) = self.database.topic_known().await?;
         if !known {
             let first_day = self.first_day(now_ms).await?;
-            ledger::enter_topic(&self.pool, &self.who, first_day).await?;
+            self.database.enter_topic(&self.who, first_day).await?;
         }
-        let rows = ledger::peek(&self.pool, topic).await?;
+        let rows = self.database.peek().await?;
         let objects = match tokio::time::timeout(LIST_TIMEOUT, self.newest_objects(&rows)).await {
             Ok(Ok(objects)) => objects,
             Ok(Err(error)) => {
@@ -77,21 +76,15 @@ impl Assigner {
                 Vec::new()
             }
         };
-        ledger::assign(&self.pool, &self.who, candidates, &objects, &self.limits).await
+        self.database.assign(&self.who, candidates, &objects, &self.limits).await
     }
 
     /// The day of the oldest record that the topic still has; today if it has none.
     async fn first_day(&self, now_ms: i64) -> Result<i32, LedgerError> {
-        let (config, topic) = (self.kafka.clone(), self.who.topic.clone());
-        let ask = move || first_timestamp_ms(&config, &topic);
         // Decided once and for good: half an answer is none.
-        let first_ms = match tokio::task::spawn_blocking(ask).await {
-            Ok(Ok(first_ms)) => first_ms,
-            Ok(Err(error)) => {
-                return Err(LedgerError::World(format!("the topic's first records: {error:#}")));
-            }
-            Err(error) => return Err(LedgerError::World(error.to_string())),
-        };
+        let first_ms = first_timestamp_ms(self.broker.as_ref())
+            .await
+            .map_err(|error| LedgerError::World(format!("the topic's first records: {error:#}")))?;
         Ok(row::day_of_ms(first_ms.unwrap_or(now_ms).min(now_ms)))
     }
 
@@ -122,26 +115,19 @@ impl Assigner {
                 continue;
             }
             let info = self.store.head(&key).await?;
-            let number = |name: &str| {
-                info.as_ref().and_then(|i| i.metadata.get(name)).and_then(|v| v.parse::<i64>().ok())
-            };
-            found.push(NewestObject {
-                partition,
-                next_offset: number("next-offset").unwrap_or(first_offset + 1),
-                epoch: number("epoch").unwrap_or(0),
-                key,
-            });
+            let claim = info.and_then(|info| Claim::read(&info.metadata));
+            let (next_offset, epoch) = claim.map_or((first_offset + 1, 0), |c| (c.next_offset, c.epoch));
+            found.push(NewestObject { partition, next_offset, epoch, key });
         }
         Ok(found)
     }
 }
 
-fn first_timestamp_ms(config: &ClientConfig, topic: &str) -> anyhow::Result<Option<i64>> {
-    let timeout = Duration::from_secs(3);
-    let partitions = probe::partitions(config, topic, timeout)?;
-    let bounds = probe::bounds(config, topic, &partitions, timeout)?;
+async fn first_timestamp_ms(broker: &dyn Broker) -> anyhow::Result<Option<i64>> {
+    let partitions = broker.partitions().await?;
+    let bounds = broker.bounds(&partitions).await?;
     let firsts: Vec<(i32, i64)> = bounds.iter().map(|(p, low, _)| (*p, *low)).collect();
-    let found = probe::read_at(config, topic, &firsts, timeout)?;
+    let found = broker.read_at(&firsts).await?;
     anyhow::ensure!(found.len() == partitions.len(), "some partitions did not answer in time");
     let timestamps = found.values().filter_map(|found| match found {
         Found::Record { timestamp_ms, .. } => Some(*timestamp_ms),

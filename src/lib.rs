@@ -16,6 +16,7 @@ pub mod event;
 pub mod export;
 pub mod failpoint;
 pub mod kafka;
+pub mod outside;
 pub mod partition;
 pub mod pipeline;
 pub mod postgres;

@@ -6,12 +6,11 @@
 //!    that the partition has reached.
 //! 3. A record whose verdict is not known yet stops its partition there, and nothing is skipped.
 
+use rdkafka::message::Timestamp;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
-
-use rdkafka::message::Timestamp;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::event::{Decoder, Interaction, InteractionTypes, Verdict};
@@ -31,6 +30,8 @@ pub struct Rules {
     pub allow_create_time: bool,
     /// Postgres's clock, ms since 1970.
     pub now_ms: i64,
+    /// The worker's clock, ms since 1970.
+    pub ingested_at_ms: i64,
 }
 
 /// Why a partition's records have to wait.
@@ -240,7 +241,6 @@ impl Partition {
         rules: &Rules,
         brought: &mut Brought,
     ) -> Taken {
-        let ingested_at_ms = now_ms();
         let mut last = None;
         let mut outcome = Taken::All;
         for index in run {
@@ -251,7 +251,7 @@ impl Partition {
                 }
                 continue;
             }
-            match self.take_one(chunk, record, ingested_at_ms, decoder, rules, brought) {
+            match self.take_one(chunk, record, decoder, rules, brought) {
                 Ok(()) => last = Some(record),
                 Err(Taken::Waits(_, wait)) => {
                     outcome = Taken::Waits(index, wait);
@@ -285,7 +285,6 @@ impl Partition {
         &mut self,
         chunk: &Chunk,
         record: &Record,
-        ingested_at_ms: i64,
         decoder: &mut Decoder,
         rules: &Rules,
         brought: &mut Brought,
@@ -302,8 +301,12 @@ impl Partition {
         let rejected = match decoder.decode(chunk.value(record), timestamp_ms) {
             Verdict::Accept(interaction) => {
                 brought.key_mismatches += u64::from(!key_is(chunk.key(record), &interaction));
-                let at =
-                    Coordinates { partition: self.id, offset: record.offset, recorded_at_ms, ingested_at_ms };
+                let at = Coordinates {
+                    partition: self.id,
+                    offset: record.offset,
+                    recorded_at_ms,
+                    ingested_at_ms: rules.ingested_at_ms,
+                };
                 row::encode(&mut self.open.tuples, &at, &interaction, &rules.types);
                 self.open.rows += 1;
                 self.open.day = row::day_of_ms(recorded_at_ms);
@@ -334,10 +337,4 @@ impl Partition {
 /// Whether a record's key is its user, as the topic's contract says.
 fn key_is(key: Option<&[u8]>, interaction: &Interaction<'_>) -> bool {
     key.and_then(|key| Uuid::try_parse_ascii(key).ok()) == Some(interaction.user_id)
-}
-
-/// The worker's clock, ms since 1970. Only `ingested_at` and the age of a file are read from it.
-pub fn now_ms() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }

@@ -18,13 +18,14 @@ mod membership;
 mod parts;
 mod persist_side;
 
-pub use parts::{Done, Ended, Outside, Reply};
-use parts::{Incoming, LaneHandle, Leaving, Shutdown, Stopped};
+pub use parts::{Done, Ended, Reply};
+use parts::{Incoming, LaneHandle, Leaving, Shutdown, Stopped, Tasks};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 
 use crate::assignment::Assigner;
 use crate::config::Config;
@@ -33,6 +34,7 @@ use crate::export::day::DayFinisher;
 use crate::export::exporter::RollLimits;
 use crate::export::upload::Uploader;
 use crate::kafka::source::{Source, SourceEvent};
+use crate::outside::{Database, Outside};
 use crate::partition::{Partition, Rules};
 use crate::postgres::lane::Lane;
 use crate::postgres::ledger::LedgerError;
@@ -67,7 +69,7 @@ pub struct Pipeline {
     looking_up: BTreeSet<u32>,
     missing: BTreeMap<u32, Instant>,
     leaving: Vec<Leaving>,
-    done: UnboundedSender<Done>,
+    tasks: Tasks,
     clock: (i64, Instant),
     settled_at: Instant,
     housekept_at: Instant,
@@ -87,13 +89,13 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Builds the pipeline and starts the poll thread. Errors: configuration of a client.
+    /// Builds the pipeline and starts the lanes. Errors: the configured weights.
     pub fn start(
         config: Config,
         outside: Outside,
-    ) -> anyhow::Result<(Self, UnboundedReceiver<SourceEvent>, UnboundedReceiver<Done>)> {
+        source: Source,
+    ) -> anyhow::Result<(Self, UnboundedReceiver<Done>)> {
         let (done, completions) = unbounded_channel();
-        let (events, source_events) = unbounded_channel();
         let types = InteractionTypes::parse(&config.interactions.weights)
             .map_err(|why| anyhow::anyhow!("interactions.weights: {why}"))?;
         let limits = RejectLimits {
@@ -101,40 +103,38 @@ impl Pipeline {
             ratio_max: config.rejects.ratio_max,
             window: config.rejects.window as i32,
         };
-        let kafka = crate::kafka::client_config(&config);
         let assigner = Assigner {
-            pool: outside.pool.clone(),
+            database: outside.database.clone(),
             store: outside.store.clone(),
-            kafka: kafka.clone(),
+            broker: outside.broker.clone(),
             who: outside.who.clone(),
             prefix: config.s3.prefix.clone(),
             limits,
         };
         let uploader = Uploader {
             store: outside.store.clone(),
-            pool: outside.pool.clone(),
-            topic: config.kafka.topic.clone(),
+            database: outside.database.clone(),
             prefix: config.s3.prefix.clone(),
             done: done.clone(),
         };
         let finisher = DayFinisher {
             store: outside.store.clone(),
-            pool: outside.pool.clone(),
-            kafka,
+            database: outside.database.clone(),
+            broker: outside.broker.clone(),
             topic: config.kafka.topic.clone(),
             prefix: config.s3.prefix.clone(),
         };
         let lanes = (0..config.postgres.lanes)
-            .map(|lane| start_lane(&config, lane, done.clone()))
-            .collect::<Result<_, _>>()?;
-        let source = Source::start(&config, events)?;
-        let now = Instant::now();
+            .map(|lane| start_lane(&config, outside.database.as_ref(), lane, done.clone()))
+            .collect();
+        let (now, now_ms) = (Instant::now(), (outside.clock)());
         let pipeline = Pipeline {
             rules: Rules {
                 limits,
                 types: types.clone(),
                 allow_create_time: config.kafka.allow_create_time,
-                now_ms: crate::partition::now_ms(),
+                now_ms,
+                ingested_at_ms: now_ms,
             },
             roll: RollLimits {
                 rows_max: config.roll.rows_max,
@@ -158,8 +158,8 @@ impl Pipeline {
             looking_up: BTreeSet::new(),
             missing: BTreeMap::new(),
             leaving: Vec::new(),
-            done,
-            clock: (crate::partition::now_ms(), now),
+            tasks: Tasks(done),
+            clock: (now_ms, now),
             settled_at: now,
             housekept_at: now,
             reading: None,
@@ -176,7 +176,7 @@ impl Pipeline {
             shutdown: None,
             joined: false,
         };
-        Ok((pipeline, source_events, completions))
+        Ok((pipeline, completions))
     }
 
     /// Runs until `stop` resolves and everything is put in order, or something ends the worker.
@@ -188,7 +188,7 @@ impl Pipeline {
     ) -> Result<(), Ended> {
         let mut stop = std::pin::pin!(stop);
         let ended = loop {
-            let wake = tokio::time::Instant::from_std(self.next_wake());
+            let wake = self.next_wake();
             let step = tokio::select! {
                 biased;
                 () = &mut stop, if self.shutdown.is_none() => { self.begin_shutdown(); Ok(()) }
@@ -287,10 +287,12 @@ impl Pipeline {
 
 fn start_lane(
     config: &Config,
+    database: &dyn Database,
     number: usize,
     done: UnboundedSender<Done>,
-) -> Result<LaneHandle, sqlx::Error> {
-    let mut lane = Lane::new(config)?;
+) -> LaneHandle {
+    let deadline = Duration::from_millis(config.postgres.deadline_ms);
+    let mut lane = Lane::new(database.session(), deadline);
     let (jobs, mut inbox) = unbounded_channel();
     tokio::spawn(async move {
         while let Some(job) = inbox.recv().await {
@@ -300,7 +302,7 @@ fn start_lane(
             }
         }
     });
-    Ok(LaneHandle { jobs, busy: None })
+    LaneHandle { jobs, busy: None }
 }
 
 /// The day of a moment, `delay` after which the day before is taken to be over.

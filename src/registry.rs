@@ -5,16 +5,17 @@
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{RawError, SchemaType};
 
 use crate::config::Config;
+use crate::outside::Schemas;
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
 
 /// Looks schemas up.
-#[derive(Clone)]
 pub struct Registry {
     settings: SrSettings,
     missing_after: Duration,
@@ -45,8 +46,8 @@ impl Registry {
         })
     }
 
-    /// Asks until there is a final answer. A registry that is away is waited for.
-    pub async fn look_up(&self, id: u32) -> Answer {
+    /// A registry that is away is waited for.
+    async fn look_up_until_known(&self, id: u32) -> Answer {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut missing_since = None;
         loop {
@@ -73,6 +74,12 @@ impl Registry {
             }
             backoff.wait().await;
         }
+    }
+}
+
+impl Schemas for Registry {
+    fn look_up(&self, id: u32) -> BoxFuture<'_, Answer> {
+        Box::pin(self.look_up_until_known(id))
     }
 }
 

@@ -1,6 +1,19 @@
 //! The one retry policy: exponential, capped, with full jitter.
 
+use std::cell::RefCell;
 use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+thread_local! {
+    static JITTER: RefCell<SmallRng> = RefCell::new(SmallRng::from_os_rng());
+}
+
+/// Makes the waits of this thread a function of a seed: a simulation is run again by it.
+pub fn seed_jitter(seed: u64) {
+    JITTER.set(SmallRng::seed_from_u64(seed));
+}
 
 /// Waits longer after each failure, at random, so that many workers do not come back at once.
 #[derive(Debug)]
@@ -19,7 +32,7 @@ impl Backoff {
     pub fn next_wait(&mut self) -> Duration {
         let span = self.next;
         self.next = (span * 2).min(self.longest);
-        span.mul_f64(rand::random_range(0.5..=1.0))
+        span.mul_f64(JITTER.with_borrow_mut(|jitter| jitter.random_range(0.5..=1.0)))
     }
 
     pub async fn wait(&mut self) {

@@ -8,11 +8,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Failure, INTERRUPTED, migrate};
 use crate::config::Config;
 use crate::export::object::{ObjectStore, S3, S3Settings, prove_conditional_writes};
-use crate::kafka::dead_letters::DeadLetters;
+use crate::kafka::broker::Brokers;
+use crate::kafka::dead_letters::DeadLetterTopic;
 use crate::kafka::probe;
-use crate::pipeline::{Ended, Outside, Pipeline};
-use crate::postgres;
+use crate::kafka::source::Source;
+use crate::outside::{Outside, wall_clock};
+use crate::pipeline::{Ended, Pipeline};
 use crate::postgres::ledger::{self, Identity, LedgerError};
+use crate::postgres::{self, Postgres};
 use crate::registry::Registry;
 use crate::retry::Backoff;
 use crate::telemetry::health::{self, Health};
@@ -52,7 +55,8 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
         () = stop.clone().wait() => return Ok(()),
         () = keep_alive(&health) => return Ok(()),
     };
-    let (pipeline, events, completions) = Pipeline::start(config, prepared)?;
+    let (source, events) = Source::start(&config).map_err(anyhow::Error::from)?;
+    let (pipeline, completions) = Pipeline::start(config, prepared, source)?;
     pipeline.run(events, completions, stop.wait()).await.map_err(|ended| match ended {
         Ended::Flood(why) => Failure::RejectFlood(why),
         Ended::Ledger(why) => Failure::Ledger(why),
@@ -62,7 +66,7 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
 
 /// Everything that must be true before the group is joined. What is away is waited for.
 async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
-    let pool = postgres::pool(config).map_err(anyhow::Error::from)?;
+    let database = Postgres::new(config).map_err(anyhow::Error::from)?;
     let store: Arc<dyn ObjectStore> = Arc::new(
         S3::connect(&s3_settings(config)).await.map_err(|e| anyhow::anyhow!("object store client: {e}"))?,
     );
@@ -73,12 +77,16 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
         group_id: config.kafka.group_id.clone(),
         owner: format!("{}/{}", config.kafka.client_id, std::process::id()),
     };
-    check_ledger(&pool, &who).await?;
+    check_ledger(&database.pool, &who).await?;
     Ok(Outside {
-        pool,
+        database: Arc::new(database),
+        broker: Arc::new(Brokers::new(config)),
         store,
-        registry: Registry::new(config).map_err(|e| anyhow::anyhow!("registry client: {e}"))?,
-        dead_letters: DeadLetters::new(config).map_err(|e| anyhow::anyhow!("kafka producer: {e}"))?,
+        dead_letters: Arc::new(
+            DeadLetterTopic::new(config).map_err(|e| anyhow::anyhow!("kafka producer: {e}"))?,
+        ),
+        schemas: Arc::new(Registry::new(config).map_err(|e| anyhow::anyhow!("registry client: {e}"))?),
+        clock: wall_clock(),
         who,
         health,
     })

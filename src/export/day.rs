@@ -5,16 +5,12 @@
 //! 3. Finishing is level-triggered: every closed day without `_SUCCESS` is finished, whoever starts.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use rdkafka::ClientConfig;
-use sqlx::PgPool;
 
 use super::manifest::{Manifest, manifest_key, success_key};
 use super::object::{ObjectStore, PutOutcome};
-use crate::kafka::probe;
-use crate::postgres::days;
+use crate::outside::{Broker, Database};
 use crate::row;
 use crate::telemetry::metrics;
 
@@ -22,8 +18,8 @@ use crate::telemetry::metrics;
 #[derive(Clone)]
 pub struct DayFinisher {
     pub store: Arc<dyn ObjectStore>,
-    pub pool: PgPool,
-    pub kafka: ClientConfig,
+    pub database: Arc<dyn Database>,
+    pub broker: Arc<dyn Broker>,
     pub topic: String,
     pub prefix: String,
 }
@@ -31,13 +27,13 @@ pub struct DayFinisher {
 impl DayFinisher {
     /// Closes what can be closed and finishes what is closed. Safe for many workers at once.
     pub async fn run(&self) -> anyhow::Result<()> {
-        let Some((closed, _)) = days::topic_days(&self.pool, &self.topic).await? else {
+        let Some((closed, _)) = self.database.topic_days().await? else {
             return Ok(());
         };
-        if days::least_closed(&self.pool, &self.topic).await?.is_some_and(|least| least > closed) {
-            days::close_topic(&self.pool, &self.topic, || self.partitions()).await?;
+        if self.database.least_closed().await?.is_some_and(|least| least > closed) {
+            self.database.close_topic(Box::pin(self.partitions())).await?;
         }
-        let Some((closed, success)) = days::topic_days(&self.pool, &self.topic).await? else {
+        let Some((closed, success)) = self.database.topic_days().await? else {
             return Ok(());
         };
         for day in success + 1..=closed {
@@ -48,22 +44,23 @@ impl DayFinisher {
 
     /// The topic's partitions, fresh from the broker.
     async fn partitions(&self) -> Option<Vec<i32>> {
-        let (config, topic) = (self.kafka.clone(), self.topic.clone());
-        let ask = move || probe::partitions(&config, &topic, Duration::from_secs(3));
-        match tokio::task::spawn_blocking(ask).await {
-            Ok(Ok(partitions)) if !partitions.is_empty() => Some(partitions),
-            Ok(Ok(_)) | Err(_) => None,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the brokers do not say which partitions there are: no day is closed");
+        match self.broker.partitions().await {
+            Ok(partitions) if !partitions.is_empty() => Some(partitions),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the brokers do not say which partitions there are: no day is closed"
+                );
                 None
             }
         }
     }
 
     async fn finish(&self, day: i32) -> anyhow::Result<()> {
-        let files = days::files(&self.pool, &self.topic, day, day).await?;
-        let gaps = days::gaps(&self.pool, &self.topic, day).await?;
-        let partitions = days::partitions(&self.pool, &self.topic, day).await?;
+        let files = self.database.files(day, day).await?;
+        let gaps = self.database.gaps(day).await?;
+        let partitions = self.database.partitions(day).await?;
         let manifest = Manifest::new(&self.topic, day, &partitions, files, gaps);
         let body = Bytes::from(manifest.to_bytes());
         let key = manifest_key(&self.prefix, day);
@@ -81,7 +78,7 @@ impl DayFinisher {
         let key = success_key(&self.prefix, day);
         // Whether it was there already does not matter: it says the same.
         self.store.put_if_absent(&key, Bytes::new(), "application/octet-stream", &[]).await?;
-        days::finished(&self.pool, &self.topic, day).await?;
+        self.database.finished(day).await?;
         metrics::day_closed();
         tracing::info!(
             day = row::day_text(day),

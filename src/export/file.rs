@@ -7,6 +7,8 @@
 mod columns;
 mod settings;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
@@ -210,6 +212,29 @@ pub struct SealedFile {
     pub recorded_at_max_ms: i64,
 }
 
+/// What an object says of the file in it, in its user metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    pub next_offset: i64,
+    pub rows: u64,
+    pub row_hash: String,
+    /// The epoch that wrote it.
+    pub epoch: i64,
+}
+
+impl Claim {
+    /// Reads [`SealedFile::object_metadata`]; none of what this program did not write.
+    pub fn read(metadata: &BTreeMap<String, String>) -> Option<Self> {
+        let number = |name: &str| metadata.get(name)?.parse::<i64>().ok();
+        Some(Claim {
+            next_offset: number("next-offset")?,
+            rows: u64::try_from(number("rows")?).ok()?,
+            row_hash: metadata.get("row-hash")?.clone(),
+            epoch: number("epoch")?,
+        })
+    }
+}
+
 impl SealedFile {
     pub const CONTENT_TYPE: &str = "application/vnd.apache.parquet";
 
@@ -219,7 +244,7 @@ impl SealedFile {
         file_key(prefix, file.day, &file.topic, file.partition, file.first_offset)
     }
 
-    /// The user metadata of its object (`x-amz-meta-…`).
+    /// The user metadata of its object (`x-amz-meta-…`); [`Claim`] reads it.
     pub fn object_metadata(&self) -> Vec<(String, String)> {
         let entry = |(name, value): (&str, String)| (name.replace('_', "-"), value);
         self.description().into_iter().map(entry).collect()

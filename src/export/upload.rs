@@ -6,14 +6,15 @@
 //!    partition stops.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sqlx::PgPool;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 use super::exporter::Roll;
-use super::file::SealedFile;
+use super::file::{Claim, SealedFile};
 use super::object::{ObjectStore, PutOutcome};
+use crate::outside::Database;
 use crate::pipeline::Done;
 use crate::postgres::{ledger, reread};
 use crate::retry::Backoff;
@@ -23,8 +24,7 @@ use crate::telemetry::metrics;
 #[derive(Clone)]
 pub struct Uploader {
     pub store: Arc<dyn ObjectStore>,
-    pub pool: PgPool,
-    pub topic: String,
+    pub database: Arc<dyn Database>,
     pub prefix: String,
     pub done: UnboundedSender<Done>,
 }
@@ -93,7 +93,7 @@ impl Uploader {
     }
 
     async fn enter(&self, entry: &ledger::NewFile) -> Result<Uploaded, Trouble> {
-        match ledger::enter_file(&self.pool, &self.topic, entry).await {
+        match self.database.enter_file(entry).await {
             Ok(ledger::Entered::Yes) => Ok(Uploaded::Entered { next_offset: entry.next_offset }),
             Ok(ledger::Entered::Fenced) => Err(Trouble::End(Uploaded::Fenced)),
             Err(error) => Err(Trouble::World("postgres", error.to_string())),
@@ -106,16 +106,13 @@ impl Uploader {
         let Some(info) = head else {
             return Err(Trouble::World("s3", "the object is there and is not".to_owned()));
         };
-        let number = |name: &str| info.metadata.get(name).and_then(|v| v.parse::<i64>().ok());
-        let (Some(next_offset), Some(rows), Some(epoch), Some(row_hash)) =
-            (number("next-offset"), number("rows"), number("epoch"), info.metadata.get("row-hash"))
-        else {
+        let Some(Claim { next_offset, rows, row_hash, epoch }) = Claim::read(&info.metadata) else {
             let why = format!("{key} was not written by this program: it says no range");
             return Err(Trouble::End(Uploaded::Conflict(why)));
         };
         self.check_not_restored(key, file, next_offset, epoch).await?;
         let table = self.table_rows(file, next_offset).await?;
-        if table.hash != *row_hash || table.rows != rows.unsigned_abs() {
+        if table.hash != row_hash || table.rows != rows {
             let why = format!(
                 "{key} holds {rows} rows up to offset {next_offset} with hash {row_hash}, \
                  the table {} rows with hash {}",
@@ -126,9 +123,9 @@ impl Uploader {
         tracing::info!(key, rows, next_offset, "an object that was there already is adopted");
         self.enter(&ledger::NewFile {
             next_offset,
-            rows,
+            rows: rows.cast_signed(),
             bytes: info.bytes.cast_signed(),
-            row_hash: row_hash.clone(),
+            row_hash,
             recorded_at_min_ms: table.recorded_at_min_ms,
             recorded_at_max_ms: table.recorded_at_max_ms,
             written_by: epoch,
@@ -144,9 +141,7 @@ impl Uploader {
         next_offset: i64,
         epoch: i64,
     ) -> Result<(), Trouble> {
-        let ledger = ledger::peek(&self.pool, &self.topic)
-            .await
-            .map_err(|e| Trouble::World("postgres", e.to_string()))?;
+        let ledger = self.database.peek().await.map_err(|e| Trouble::World("postgres", e.to_string()))?;
         let Some(row) = ledger.get(&file.identity.partition) else {
             return Err(Trouble::End(Uploaded::Fenced));
         };
@@ -173,7 +168,7 @@ impl Uploader {
             first_day: file.identity.day,
             rows_max: 50_000,
         };
-        match reread::summarize(&self.pool, &self.topic, &range).await {
+        match reread::summarize(self.database.as_ref(), &range).await {
             Ok(Some(summary)) => Ok(summary),
             Ok(None) => Err(Trouble::End(Uploaded::Fenced)),
             Err(error) => Err(Trouble::World("postgres", error.to_string())),

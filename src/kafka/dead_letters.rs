@@ -6,9 +6,9 @@
 //! 3. A DLQ that is away is waited for; nothing is given up while the partition is ours.
 //! 4. A letter that the broker finds too large is cut, with its length and hash in headers.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders, Timestamp};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
@@ -18,6 +18,7 @@ use tokio::sync::OnceCell;
 use crate::config::Config;
 use crate::event::Reject;
 use crate::failpoint::failpoint;
+use crate::outside::DeadLetters;
 use crate::record::{Chunk, Record};
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
@@ -48,6 +49,11 @@ impl DeadLetter {
             headers: record.headers.as_deref().cloned(),
             reject,
         }
+    }
+
+    /// The record's value, as far as it is sent.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.value.as_deref()
     }
 
     /// The record's own headers, then ours (Kafka Connect's names first, for its tools).
@@ -83,17 +89,16 @@ impl DeadLetter {
     }
 }
 
-/// Sends dead letters; cheap to clone.
-#[derive(Clone)]
-pub struct DeadLetters {
+/// The dead-letter topic.
+pub struct DeadLetterTopic {
     producer: FutureProducer,
     topic: String,
     dlq_topic: String,
     /// How many partitions the DLQ has, once it is known.
-    partitions: Arc<OnceCell<i32>>,
+    partitions: OnceCell<i32>,
 }
 
-impl DeadLetters {
+impl DeadLetterTopic {
     /// Creates the producer. Errors: the client's configuration.
     pub fn new(config: &Config) -> Result<Self, KafkaError> {
         let mut client = super::client_config(config);
@@ -105,17 +110,16 @@ impl DeadLetters {
         client.set("message.timeout.ms", "10000");
         // Records that were read can be as large as the broker allows; let the broker say no.
         client.set("message.max.bytes", "100000000");
-        Ok(DeadLetters {
+        Ok(DeadLetterTopic {
             producer: client.create()?,
             topic: config.kafka.topic.clone(),
             dlq_topic: config.kafka.dlq_topic.clone(),
-            partitions: Arc::default(),
+            partitions: OnceCell::new(),
         })
     }
 
-    /// Sends one letter and waits for the acknowledgement, however long it takes. An error is fatal
-    /// for the producer: it will never send again.
-    pub async fn send(&self, mut letter: DeadLetter) -> Result<(), KafkaError> {
+    /// An error is fatal for the producer: it will never send again.
+    async fn send_until_acknowledged(&self, mut letter: DeadLetter) -> Result<(), KafkaError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         let mut cut = false;
         loop {
@@ -183,5 +187,11 @@ impl DeadLetters {
             i32::try_from(count).ok().filter(|count| *count > 0).ok_or(())
         });
         count.await.ok().map(|count| source.rem_euclid(*count))
+    }
+}
+
+impl DeadLetters for DeadLetterTopic {
+    fn send(&self, letter: DeadLetter) -> BoxFuture<'_, anyhow::Result<()>> {
+        Box::pin(async { Ok(self.send_until_acknowledged(letter).await?) })
     }
 }

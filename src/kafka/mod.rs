@@ -1,5 +1,6 @@
 //! The Kafka side: the source (one poll thread), dead letters, one-off reads.
 
+pub mod broker;
 pub mod dead_letters;
 pub mod probe;
 pub mod rebalance;

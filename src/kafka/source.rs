@@ -9,14 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::rebalance::{Candidate, GroupContext};
 use crate::config::Config;
@@ -43,7 +42,7 @@ pub enum SourceEvent {
         assignment: u64,
         candidates: Vec<Candidate>,
         /// When the callback gives up: nothing may be taken over later than that.
-        until: Instant,
+        until: tokio::time::Instant,
         reply: Sender<Vec<(i32, Start)>>,
     },
     /// A partition began again: its records are those of this assignment, or a later one.
@@ -92,19 +91,25 @@ pub enum Command {
     Shutdown(Vec<(i32, i64)>),
 }
 
-/// The pipeline's handle on the poll thread.
+/// The pipeline's end of the poll thread.
 pub struct Source {
     commands: Sender<Command>,
     outstanding: Arc<AtomicUsize>,
-    thread: JoinHandle<()>,
+}
+
+/// What the poll thread holds of its pipeline; dropped when the thread ends.
+pub struct PollEnd {
+    pub events: UnboundedSender<SourceEvent>,
+    pub commands: Receiver<Command>,
+    /// Bytes handed over and not yet decoded.
+    pub outstanding: Arc<AtomicUsize>,
 }
 
 impl Source {
     /// Creates the consumer and starts the thread. Errors: the client's configuration.
-    pub fn start(config: &Config, events: UnboundedSender<SourceEvent>) -> KafkaResult<Self> {
-        let outstanding = Arc::new(AtomicUsize::new(0));
-        let (commands, inbox) = std::sync::mpsc::channel();
-        let context = GroupContext::new(config, events.clone());
+    pub fn start(config: &Config) -> KafkaResult<(Self, UnboundedReceiver<SourceEvent>)> {
+        let (source, events, end) = Source::pair();
+        let context = GroupContext::new(config, end.events.clone());
         let consumer: BaseConsumer<GroupContext> =
             super::consumer_config(config).create_with_context(context)?;
         consumer.subscribe(&[&config.kafka.topic])?;
@@ -112,9 +117,7 @@ impl Source {
             topic: config.kafka.topic.clone(),
             commit_interval: Duration::from_millis(config.kafka.commit_interval_ms),
             consumer,
-            events,
-            commands: inbox,
-            outstanding: outstanding.clone(),
+            end,
             chunk: Chunk::new(0),
             next: BTreeMap::new(),
             held: BTreeSet::new(),
@@ -124,11 +127,20 @@ impl Source {
             full_since: None,
             paused: false,
         };
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("kafka-poll".into())
             .spawn(move || poller.run())
             .map_err(|e| KafkaError::ClientCreation(format!("cannot start the poll thread: {e}")))?;
-        Ok(Source { commands, outstanding, thread })
+        Ok((source, events))
+    }
+
+    /// Both ends, without a thread in between.
+    pub fn pair() -> (Self, UnboundedReceiver<SourceEvent>, PollEnd) {
+        let (commands, inbox) = std::sync::mpsc::channel();
+        let (events, source_events) = unbounded_channel();
+        let outstanding = Arc::new(AtomicUsize::new(0));
+        let end = PollEnd { events, commands: inbox, outstanding: outstanding.clone() };
+        (Source { commands, outstanding }, source_events, end)
     }
 
     /// Sends a command. A thread that has ended needs none: its end shows as a closed channel.
@@ -141,19 +153,18 @@ impl Source {
         self.outstanding.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Whether the poll thread has ended.
+    /// Whether the poll thread has ended: it dropped its end of what both count.
     pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+        Arc::strong_count(&self.outstanding) == 1
     }
 }
 
 struct Poller {
     topic: String,
     commit_interval: Duration,
+    // Dropped before `end`: who sees the end may rely on the group having been left.
     consumer: BaseConsumer<GroupContext>,
-    events: UnboundedSender<SourceEvent>,
-    commands: Receiver<Command>,
-    outstanding: Arc<AtomicUsize>,
+    end: PollEnd,
     chunk: Chunk,
     /// The offset after the last one delivered, of each partition that delivered something.
     next: BTreeMap<i32, i64>,
@@ -190,7 +201,7 @@ impl Poller {
     /// Serves all waiting commands.
     fn obey(&mut self) -> Flow {
         loop {
-            match self.commands.try_recv() {
+            match self.end.commands.try_recv() {
                 Ok(Command::Hold(partition, hold)) => self.hold(partition, hold),
                 Ok(Command::Commit(frontiers)) => self.commits.extend(frontiers),
                 Ok(Command::Restart(partition, offset)) => self.restart(partition, offset),
@@ -209,7 +220,7 @@ impl Poller {
 
     /// Whether another chunk may be handed over; pauses when it stays full, resumes when it is not.
     fn has_room(&mut self) -> bool {
-        if self.outstanding.load(Ordering::Relaxed) < OUTSTANDING_BYTES_MAX {
+        if self.end.outstanding.load(Ordering::Relaxed) < OUTSTANDING_BYTES_MAX {
             self.full_since = None;
             if std::mem::take(&mut self.paused) {
                 self.set_paused(false);
@@ -268,7 +279,7 @@ impl Poller {
                 self.next.insert(partition, offset);
                 let assignment = context.next_assignment();
                 self.chunk.assignment = assignment;
-                let _ = self.events.send(SourceEvent::Restarted { partition, assignment });
+                let _ = self.end.events.send(SourceEvent::Restarted { partition, assignment });
                 if self.paused {
                     self.set_paused(true);
                 }
@@ -305,8 +316,8 @@ impl Poller {
         if chunk.records.is_empty() {
             return;
         }
-        self.outstanding.fetch_add(chunk.size_bytes(), Ordering::Relaxed);
-        let _ = self.events.send(SourceEvent::Chunk(chunk));
+        self.end.outstanding.fetch_add(chunk.size_bytes(), Ordering::Relaxed);
+        let _ = self.end.events.send(SourceEvent::Chunk(chunk));
     }
 
     /// Takes one event from the client; true = a record was added to the chunk.
@@ -316,8 +327,7 @@ impl Poller {
             Some(Ok(message)) => {
                 Self::take(
                     &mut self.chunk,
-                    &self.events,
-                    &self.outstanding,
+                    &self.end,
                     self.consumer.context().assignment(),
                     &mut self.next,
                     &message,
@@ -350,8 +360,7 @@ impl Poller {
 
     fn take(
         chunk: &mut Chunk,
-        events: &UnboundedSender<SourceEvent>,
-        outstanding: &AtomicUsize,
+        end: &PollEnd,
         assignment: u64,
         next: &mut BTreeMap<i32, i64>,
         message: &BorrowedMessage<'_>,
@@ -359,8 +368,8 @@ impl Poller {
         if chunk.assignment != assignment {
             let old = std::mem::replace(chunk, Chunk::new(assignment));
             if !old.records.is_empty() {
-                outstanding.fetch_add(old.size_bytes(), Ordering::Relaxed);
-                let _ = events.send(SourceEvent::Chunk(old));
+                end.outstanding.fetch_add(old.size_bytes(), Ordering::Relaxed);
+                let _ = end.events.send(SourceEvent::Chunk(old));
             }
         }
         next.insert(message.partition(), message.offset() + 1);
@@ -375,7 +384,7 @@ impl Poller {
                     .client()
                     .fatal_error()
                     .map_or_else(|| code.to_string(), |(code, reason)| format!("{code}: {reason}"));
-                let _ = self.events.send(SourceEvent::Fatal(detail));
+                let _ = self.end.events.send(SourceEvent::Fatal(detail));
             }
             KafkaError::MessageConsumption(
                 RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
@@ -389,7 +398,7 @@ impl Poller {
                 crate::telemetry::metrics::source_error();
                 tracing::error!(error = %code, "records were fetched that cannot be read");
                 self.hand_over();
-                let _ = self.events.send(SourceEvent::Unreadable);
+                let _ = self.end.events.send(SourceEvent::Unreadable);
             }
             KafkaError::MessageConsumption(code) => {
                 crate::telemetry::metrics::source_error();
@@ -419,7 +428,7 @@ impl Poller {
                     self.held.remove(&partition);
                     self.hand_over();
                     let event = SourceEvent::OutOfRange { partition, next: at, low, high };
-                    let _ = self.events.send(event);
+                    let _ = self.end.events.send(event);
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(partition, %error, "cannot ask for the offsets"),
@@ -441,7 +450,7 @@ impl Poller {
         }
         self.held.clear();
         if let Err(error) = self.consumer.subscribe(&[&self.topic]) {
-            let _ = self.events.send(SourceEvent::Fatal(format!("cannot subscribe again: {error}")));
+            let _ = self.end.events.send(SourceEvent::Fatal(format!("cannot subscribe again: {error}")));
         }
     }
 

@@ -1,16 +1,17 @@
 //! What follows a commit: files, catching up, memory, days, and the figures of all that.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Done, Ended, Pipeline, Stopped, day_reached};
 use crate::export::exporter::Roll;
 use crate::export::file::FileError;
 use crate::export::upload::Uploaded;
-use crate::kafka::probe::{self, Found};
+use crate::kafka::probe::Found;
 use crate::partition::{AbortOnDrop, Partition, Wait};
-use crate::postgres::days;
 use crate::postgres::ledger::Stop;
-use crate::postgres::reread::{self, Range, Reread};
+use crate::postgres::reread::{Range, Reread};
 use crate::telemetry::health;
 use crate::telemetry::metrics;
 
@@ -75,7 +76,7 @@ impl Pipeline {
 
     /// Seals what is due, keeps memory in its bounds, starts uploads and reading back.
     pub(super) fn look_after_exports(&mut self) {
-        let now_ms = crate::partition::now_ms();
+        let now_ms = (self.outside.clock)();
         for partition in self.partitions.values_mut() {
             if let Err(error) = partition.exporter.seal_if_due(now_ms, partition.day) {
                 halt(partition, &error);
@@ -117,13 +118,13 @@ impl Pipeline {
     pub(super) fn start_uploads(&mut self) {
         for partition in self.partitions.values_mut() {
             let Some((file, roll)) = partition.exporter.next_upload() else { continue };
-            let (uploader, done) = (self.uploader.clone(), self.done.clone());
+            let uploader = self.uploader.clone();
             let (id, epoch) = (partition.id, partition.epoch);
-            let task = tokio::spawn(async move {
+            let task = self.tasks.start(async move {
                 let ended = uploader.upload(file, roll).await;
-                let _ = done.send(Done::Uploaded { partition: id, epoch, ended });
+                Done::Uploaded { partition: id, epoch, ended }
             });
-            partition.upload = Some(AbortOnDrop(task.abort_handle()));
+            partition.upload = Some(AbortOnDrop(task));
         }
     }
 
@@ -179,15 +180,14 @@ impl Pipeline {
             self.reading = Some(*id);
             self.read_after = *id;
             self.read_at = Instant::now();
-            let (pool, topic, done) =
-                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
-            tokio::spawn(async move {
-                let read = tokio::time::timeout(Duration::from_secs(10), reread::read(&pool, &topic, &range));
+            let database = self.outside.database.clone();
+            self.tasks.start(async move {
+                let read = tokio::time::timeout(Duration::from_secs(10), database.read(&range));
                 let result = match read.await {
                     Ok(result) => result.map_err(|e| e.to_string()),
                     Err(_) => Err("no answer in time".to_owned()),
                 };
-                let _ = done.send(Done::Read { partition: range.partition, epoch: range.epoch, result });
+                Done::Read { partition: range.partition, epoch: range.epoch, result }
             });
             return;
         }
@@ -224,21 +224,20 @@ impl Pipeline {
         let due = self.finished_at.is_none_or(|at| at.elapsed() > FINISH_AGAIN);
         if due && !self.finishing && self.shutdown.is_none() {
             self.finishing = true;
-            let (finisher, done) = (self.finisher.clone(), self.done.clone());
-            tokio::spawn(async move {
+            let finisher = self.finisher.clone();
+            self.tasks.start(async move {
                 if let Err(error) = finisher.run().await {
                     tracing::warn!(error = format!("{error:#}"), "days are not finished yet: trying again");
                 }
-                let _ = done.send(Done::DaysFinished);
+                Done::DaysFinished
             });
         }
         if self.asked_clock_at.elapsed() > Duration::from_secs(30) {
             self.asked_clock_at = Instant::now();
-            let (pool, done) = (self.outside.pool.clone(), self.done.clone());
-            tokio::spawn(async move {
-                if let Ok(now_ms) = days::now_ms(&pool).await {
-                    let _ = done.send(Done::Clock(now_ms, Instant::now()));
-                }
+            let database = self.outside.database.clone();
+            self.tasks.start(async move {
+                let now_ms = database.now_ms().await.ok()?;
+                Some(Done::Clock(now_ms, Instant::now()))
             });
         }
     }
@@ -251,15 +250,14 @@ impl Pipeline {
             }
             partition.closing = true;
             let (id, epoch, reached) = (partition.id, partition.epoch, partition.day);
-            let (pool, topic, done) =
-                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
-            tokio::spawn(async move {
-                let day = days::close_partition(&pool, &topic, id, epoch, reached).await;
+            let database = self.outside.database.clone();
+            self.tasks.start(async move {
+                let day = database.close_partition(id, epoch, reached).await;
                 if let Err(error) = &day {
                     tracing::warn!(partition = id, %error, "a day is not closed yet: trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
-                let _ = done.send(Done::ClosedDays { partition: id, epoch, day: day.ok().flatten() });
+                Done::ClosedDays { partition: id, epoch, day: day.ok().flatten() }
             });
         }
     }
@@ -282,27 +280,19 @@ impl Pipeline {
             return;
         }
         self.probing = true;
-        let config = crate::kafka::client_config(&self.config);
-        let (pool, topic, done) =
-            (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
+        let (database, broker) = (self.outside.database.clone(), self.outside.broker.clone());
         let (fallback_ms, asked_at) = (self.clock_ms(), Instant::now());
-        tokio::spawn(async move {
+        self.tasks.start(async move {
             // The clock is read before the fetch is issued: what the fetch does not see is later.
-            let Ok(now_ms) = days::now_ms(&pool).await else {
-                let (now_ms, at) = (fallback_ms, asked_at);
-                let _ = done.send(Done::Probed { now_ms, at, empty: Vec::new() });
-                return;
+            let Ok(now_ms) = database.now_ms().await else {
+                return Done::Probed { now_ms: fallback_ms, at: asked_at, empty: Vec::new() };
             };
             let read_at = Instant::now();
             let at: Vec<(i32, i64)> = wanted.iter().map(|(p, _, frontier)| (*p, *frontier)).collect();
-            let read = move || probe::read_at(&config, &topic, &at, Duration::from_secs(5));
-            let found = match tokio::task::spawn_blocking(read).await {
-                Ok(Ok(found)) => found,
-                Ok(Err(_)) | Err(_) => Default::default(),
-            };
+            let found = broker.read_at(&at).await.unwrap_or_default();
             let is_empty = |id: &i32| found.get(id) == Some(&Found::End);
             let empty = wanted.into_iter().filter(|(id, ..)| is_empty(id)).collect();
-            let _ = done.send(Done::Probed { now_ms, at: read_at, empty });
+            Done::Probed { now_ms, at: read_at, empty }
         });
     }
 
@@ -317,17 +307,15 @@ impl Pipeline {
             partition.wait = Some(Wait::Day);
             let from = partition.day;
             let (id, epoch, frontier) = (*id, *epoch, *frontier);
-            let (pool, topic, done) =
-                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
-            tokio::spawn(async move {
+            let database = self.outside.database.clone();
+            self.tasks.start(async move {
                 let mut backoff =
                     crate::retry::Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
                 let day = loop {
-                    let at = (id, epoch, frontier);
-                    match days::advance(&pool, &topic, at, (from, to)).await {
+                    match database.advance((id, epoch, frontier), (from, to)).await {
                         Ok(true) => break Some(to),
                         // Mine from a try whose answer was lost, or another owner's: the ledger says.
-                        Ok(false) => match days::reached(&pool, &topic, id, epoch).await {
+                        Ok(false) => match database.reached(id, epoch).await {
                             Ok(day) => break day,
                             Err(error) => tracing::warn!(partition = id, %error, "the day is not known yet"),
                         },
@@ -335,7 +323,7 @@ impl Pipeline {
                     }
                     backoff.wait().await;
                 };
-                let _ = done.send(Done::Advanced { partition: id, epoch, day });
+                Done::Advanced { partition: id, epoch, day }
             });
         }
     }
@@ -419,11 +407,10 @@ impl Pipeline {
         self.lag_asked_at = Some(Instant::now());
         let frontiers: Vec<(i32, i64, i64)> =
             self.partitions.values().map(|p| (p.id, p.frontier, p.exporter.frontier())).collect();
-        let config = crate::kafka::client_config(&self.config);
-        let topic = self.config.kafka.topic.clone();
-        tokio::task::spawn_blocking(move || {
+        let broker = self.outside.broker.clone();
+        tokio::spawn(async move {
             let ids: Vec<i32> = frontiers.iter().map(|(id, ..)| *id).collect();
-            let Ok(bounds) = probe::bounds(&config, &topic, &ids, Duration::from_secs(5)) else { return };
+            let Ok(bounds) = broker.bounds(&ids).await else { return };
             for ((id, persisted, exported), (_, _, end)) in frontiers.into_iter().zip(bounds) {
                 metrics::lag_persist_records(id, end.saturating_sub(persisted).max(0).cast_unsigned());
                 metrics::lag_export_records(id, end.saturating_sub(exported).max(0).cast_unsigned());

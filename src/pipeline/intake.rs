@@ -51,6 +51,7 @@ impl Pipeline {
         }
         metrics::records_received(chunk.records.len() as u64);
         self.rules.now_ms = self.clock_ms();
+        self.rules.ingested_at_ms = (self.outside.clock)();
         let chunk = Arc::new(chunk);
         let mut start = 0;
         while let Some(first) = chunk.records.get(start) {
@@ -125,13 +126,12 @@ impl Pipeline {
         metrics::offsets_jumped(brought.offset_jumps);
         for letter in brought.rejects {
             metrics::rejected(letter.reject.reason.as_str(), 1);
-            let (letters, done, partition) =
-                (self.outside.dead_letters.clone(), self.done.clone(), letter.partition);
-            tokio::spawn(async move {
-                let _ = done.send(match letters.send(letter).await {
+            let (letters, partition) = (self.outside.dead_letters.clone(), letter.partition);
+            self.tasks.start(async move {
+                match letters.send(letter).await {
                     Ok(()) => Done::DeadLettered { partition, epoch },
-                    Err(error) => Done::Failed(format!("the producer of dead letters: {error}")),
-                });
+                    Err(error) => Done::Failed(format!("the producer of dead letters: {error:#}")),
+                }
             });
         }
     }
@@ -170,10 +170,7 @@ impl Pipeline {
         if !self.looking_up.insert(id) {
             return;
         }
-        let (registry, done) = (self.outside.registry.clone(), self.done.clone());
-        tokio::spawn(async move {
-            let answer = registry.look_up(id).await;
-            let _ = done.send(Done::Schema { id, answer });
-        });
+        let schemas = self.outside.schemas.clone();
+        self.tasks.start(async move { Done::Schema { id, answer: schemas.look_up(id).await } });
     }
 }

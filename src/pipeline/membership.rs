@@ -1,9 +1,10 @@
 //! Partitions that come and go: assignments, revocations, and the end.
 
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
 
 use super::{Done, Incoming, Leaving, Pipeline, Reply, Shutdown};
 use crate::failpoint::failpoint;
@@ -31,10 +32,10 @@ impl Pipeline {
             self.partitions.remove(&candidate.partition);
             self.fenced.remove(&candidate.partition);
         }
-        let (assigner, done) = (self.assigner.clone(), self.done.clone());
-        tokio::spawn(async move {
+        let assigner = self.assigner.clone();
+        self.tasks.start(async move {
             let result = assigner.assign(&candidates, until).await;
-            let _ = done.send(Done::Assigned { assignment, candidates, reply, result });
+            Done::Assigned { assignment, candidates, reply, result }
         });
     }
 

@@ -1,23 +1,20 @@
 //! What the pipeline is told, what it holds, and how it ends.
 
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sqlx::PgPool;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
-use crate::export::object::ObjectStore;
 use crate::export::upload::Uploaded;
-use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::Start;
 use crate::postgres::lane::{Job, JobResult, PartitionBatch};
-use crate::postgres::ledger::{Assigned, Identity, LedgerError};
+use crate::postgres::ledger::{Assigned, LedgerError};
 use crate::postgres::reread::Reread;
 use crate::record::Chunk;
-use crate::registry::{Answer, Registry};
-use crate::telemetry::health::Health;
+use crate::registry::Answer;
 
 /// When a batch that is on its way counts as stuck. Longer lets one blocked partition hold up the
 /// others for longer; shorter pauses fetching over every slow transaction.
@@ -121,14 +118,23 @@ pub enum Ended {
     Fatal(String),
 }
 
-/// Everything outside that the pipeline uses.
-pub struct Outside {
-    pub pool: PgPool,
-    pub store: Arc<dyn ObjectStore>,
-    pub registry: Registry,
-    pub dead_letters: DeadLetters,
-    pub who: Identity,
-    pub health: Health,
+/// Starts what takes time; what becomes of it comes back as a [`Done`].
+#[derive(Clone)]
+pub(super) struct Tasks(pub(super) UnboundedSender<Done>);
+
+impl Tasks {
+    pub(super) fn start<D: Into<Option<Done>> + Send + 'static>(
+        &self,
+        task: impl Future<Output = D> + Send + 'static,
+    ) -> AbortHandle {
+        let done = self.0.clone();
+        let run = async move {
+            if let Some(what) = task.await.into() {
+                let _ = done.send(what);
+            }
+        };
+        tokio::spawn(run).abort_handle()
+    }
 }
 
 pub(super) struct LaneHandle {

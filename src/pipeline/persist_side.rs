@@ -1,17 +1,18 @@
 //! What comes back from the ledger, the lanes, the registry and the DLQ.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Done, Ended, Pipeline, Reply, Stopped, export_side};
 use crate::event::{Reject, RejectReason};
 use crate::export::exporter::Exporter;
 use crate::kafka::dead_letters::DeadLetter;
-use crate::kafka::probe;
 use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::{Command, Start};
 use crate::partition::{Partition, Wait};
 use crate::postgres::lane::{Job, JobResult, Outcome, PartitionBatch};
-use crate::postgres::ledger::{self, Assigned, LedgerError, Stop};
+use crate::postgres::ledger::{Assigned, LedgerError, Stop};
 use crate::registry::Answer;
 use crate::retry::Backoff;
 use crate::row;
@@ -256,18 +257,17 @@ impl Pipeline {
         self.source.send(Command::Hold(id, true));
         let why = format!("{}: {detail}", stop.as_str());
         self.stopped.insert(id, Stopped { why, written: false });
-        let (pool, topic, done) =
-            (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
-        tokio::spawn(async move {
+        let database = self.outside.database.clone();
+        self.tasks.start(async move {
             let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
             let ours = loop {
-                match ledger::stop(&pool, &topic, id, epoch, stop, &detail).await {
+                match database.stop(id, epoch, stop, &detail).await {
                     Ok(ours) => break ours,
                     Err(error) => tracing::warn!(partition = id, %error, "the stop is not written down yet"),
                 }
                 backoff.wait().await;
             };
-            let _ = done.send(Done::StopWritten { partition: id, ours });
+            Done::StopWritten { partition: id, ours }
         });
     }
 
@@ -342,28 +342,20 @@ impl Pipeline {
 
     /// Postgres refuses a row: its record is read again, dead-lettered, and the rest is written.
     fn repair(&mut self, batch: PartitionBatch, offset: i64, sqlstate: String) {
-        let config = crate::kafka::consumer_config(&self.config);
-        let topic = self.config.kafka.topic.clone();
-        let (letters, done) = (self.outside.dead_letters.clone(), self.done.clone());
+        let (broker, letters) = (self.outside.broker.clone(), self.outside.dead_letters.clone());
         let (partition, epoch) = (batch.partition, batch.epoch);
         metrics::rejected(RejectReason::RefusedByPostgres.as_str(), 1);
         if let Some(partition) = self.partitions.get_mut(&partition) {
             partition.repairing = true;
         }
-        tokio::spawn(async move {
+        self.tasks.start(async move {
             let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
             let chunk = loop {
-                let (config, topic) = (config.clone(), topic.clone());
-                let read = move || {
-                    let timeout = Duration::from_secs(10);
-                    probe::record_at(&config, &topic, (partition, offset), timeout)
-                };
-                match tokio::task::spawn_blocking(read).await {
-                    Ok(Ok(chunk)) => break chunk,
-                    Ok(Err(error)) => {
+                match broker.record_at(partition, offset).await {
+                    Ok(chunk) => break chunk,
+                    Err(error) => {
                         tracing::warn!(partition, offset, %error, "a refused record is not read yet");
                     }
-                    Err(_) => break None,
                 }
                 backoff.wait().await;
             };
@@ -373,14 +365,13 @@ impl Pipeline {
                 chunk.records.first().map(|record| DeadLetter::new(chunk, record, reject))
             });
             let Some(letter) = letter else {
-                let _ = done.send(Done::Repaired { partition, epoch, batch: None });
-                return;
+                return Done::Repaired { partition, epoch, batch: None };
             };
             let batch = Some(without(batch, offset));
-            let _ = done.send(match letters.send(letter).await {
+            match letters.send(letter).await {
                 Ok(()) => Done::Repaired { partition, epoch, batch },
-                Err(error) => Done::Failed(format!("the producer of dead letters: {error}")),
-            });
+                Err(error) => Done::Failed(format!("the producer of dead letters: {error:#}")),
+            }
         });
     }
 
@@ -464,14 +455,10 @@ impl Pipeline {
         let ids: Vec<i32> = self.stopped.iter().filter(|(_, s)| s.written).map(|(id, _)| *id).collect();
         if !ids.is_empty() && self.asked_released_at.elapsed() > Duration::from_secs(2) {
             self.asked_released_at = Instant::now();
-            let (pool, topic, done) =
-                (self.outside.pool.clone(), self.config.kafka.topic.clone(), self.done.clone());
-            tokio::spawn(async move {
-                if let Ok(released) = ledger::released(&pool, &topic, &ids).await
-                    && !released.is_empty()
-                {
-                    let _ = done.send(Done::Released(released));
-                }
+            let database = self.outside.database.clone();
+            self.tasks.start(async move {
+                let released = database.released(&ids).await.unwrap_or_default();
+                (!released.is_empty()).then_some(Done::Released(released))
             });
         }
     }
@@ -483,19 +470,14 @@ impl Pipeline {
         if partitions.is_empty() || self.shutdown.is_some() {
             return;
         }
-        let config = crate::kafka::client_config(&self.config);
-        let topic = self.config.kafka.topic.clone();
-        let (assigner, done) = (self.assigner.clone(), self.done.clone());
+        let (assigner, broker) = (self.assigner.clone(), self.outside.broker.clone());
         let deadline = Duration::from_millis(self.config.kafka.assign_deadline_ms);
-        tokio::spawn(async move {
+        self.tasks.start(async move {
             let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
             let bounds = loop {
-                let (config, topic, partitions) = (config.clone(), topic.clone(), partitions.clone());
-                let ask = move || probe::bounds(&config, &topic, &partitions, Duration::from_secs(5));
-                match tokio::task::spawn_blocking(ask).await {
-                    Ok(Ok(bounds)) => break bounds,
-                    Ok(Err(error)) => tracing::warn!(%error, "cannot ask for the offsets"),
-                    Err(_) => return,
+                match broker.bounds(&partitions).await {
+                    Ok(bounds) => break bounds,
+                    Err(error) => tracing::warn!(%error, "cannot ask for the offsets"),
                 }
                 backoff.wait().await;
             };
@@ -507,7 +489,7 @@ impl Pipeline {
             let result = assigner.assign(&candidates, until).await;
             let reply = Reply::Restart;
             // Nothing is taken until the poll thread says that it begins again.
-            let _ = done.send(Done::Assigned { assignment: u64::MAX, candidates, reply, result });
+            Done::Assigned { assignment: u64::MAX, candidates, reply, result }
         });
     }
 }

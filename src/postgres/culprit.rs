@@ -1,10 +1,8 @@
 //! Which batch, and which row, Postgres said no to.
 
-use sqlx::Executor;
+use tokio::time::timeout;
 
 use super::lane::{Job, JobResult, Lane, Outcome, PartitionBatch};
-use super::sqlstate;
-use super::transaction::{copy, refuses_a_row};
 use crate::row;
 
 impl Lane {
@@ -41,21 +39,10 @@ impl Lane {
     }
 
     async fn rows_exist(&mut self, batch: &PartitionBatch) -> Result<bool, String> {
-        let (partition, first, next) = (batch.partition, batch.first, batch.next);
-        let deadline = self.deadline;
-        let connection = self.connection().await.map_err(|f| f.to_string())?;
-        let exists = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM user_interactions
-             WHERE kafka_partition = $1 AND kafka_offset >= $2 AND kafka_offset < $3)",
-        )
-        .bind(partition)
-        .bind(first)
-        .bind(next)
-        .fetch_one(connection);
-        match tokio::time::timeout(deadline, exists).await {
-            Ok(exists) => exists.map_err(|e| e.to_string()),
-            Err(_) => Err(format!("no answer within {deadline:?}")),
-        }
+        self.connect().await?;
+        let exist = self.session.rows_exist(batch.partition, batch.first, batch.next);
+        let answer = timeout(self.deadline, exist).await;
+        self.heard(answer)
     }
 
     /// Finds, in each partition's batch, the first row that Postgres refuses: by trial transactions
@@ -105,30 +92,10 @@ impl Lane {
         Ok(offsets.get(good).map(|offset| (*offset, code)))
     }
 
-    /// Tries to COPY these rows and rolls back: the SQLSTATE if Postgres refuses one of them.
+    /// Tries to write these rows and takes them back: the SQLSTATE if Postgres refuses one of them.
     async fn trial(&mut self, tuples: &[u8]) -> Result<Option<String>, String> {
-        let deadline = self.deadline;
-        let connection = self.connection().await.map_err(|f| f.to_string())?;
-        let result = tokio::time::timeout(deadline, async {
-            connection.execute("BEGIN").await?;
-            let copied = copy(connection, &[tuples]).await;
-            connection.execute("ROLLBACK").await?;
-            copied
-        })
-        .await;
-        match result {
-            Ok(Ok(())) => Ok(None),
-            Err(_) => {
-                self.connection = None;
-                Err(format!("no answer within {deadline:?}"))
-            }
-            Ok(Err(error)) => {
-                self.connection = None;
-                match sqlstate(&error) {
-                    Some(code) if refuses_a_row(&code) => Ok(Some(code)),
-                    _ => Err(error.to_string()),
-                }
-            }
-        }
+        self.connect().await?;
+        let answer = timeout(self.deadline, self.session.trial(tuples)).await;
+        self.heard(answer)
     }
 }

@@ -135,17 +135,14 @@ pub async fn least_closed(pool: &PgPool, topic: &str) -> Result<Option<i32>, sql
 
 /// Closes the topic's days up to the least closed day of its partitions. `partitions` asks the broker
 /// while the topic's row is held: a partition that the ledger does not know keeps the day open.
-pub async fn close_topic<F>(
+pub async fn close_topic(
     pool: &PgPool,
     topic: &str,
-    partitions: impl FnOnce() -> F,
-) -> Result<(), sqlx::Error>
-where
-    F: Future<Output = Option<Vec<i32>>>,
-{
+    partitions: impl Future<Output = Option<Vec<i32>>>,
+) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin().await?;
     sqlx::query("SELECT FROM topic_ledger WHERE topic = $1 FOR UPDATE").bind(topic).execute(&mut *tx).await?;
-    let Some(partitions) = partitions().await else { return Ok(()) };
+    let Some(partitions) = partitions.await else { return Ok(()) };
     sqlx::query(
         "UPDATE topic_ledger t SET closed_day = l.closed_day, updated_at = now()
          FROM (SELECT min(closed_day) AS closed_day, count(*) AS known

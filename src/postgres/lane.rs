@@ -8,19 +8,14 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection, Row};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
 
-use super::transaction::{EVICT, Failure, commit, write};
-use crate::config::Config;
-use crate::failpoint::failpoint;
+use super::transaction::Failure;
+use crate::outside::Session;
 use crate::reject_limit::RejectWindow;
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
-
-/// How long a lane waits for a lock that somebody else holds before it looks who that is. Longer delays
-/// a takeover from a stopped owner; shorter sends batches again over every hiccup.
-const LOCK_TIMEOUT_MS: &str = "1000";
 
 /// A contiguous range of one partition: its rows, and where the ledger stands before and after.
 #[derive(Debug, Default)]
@@ -64,25 +59,16 @@ pub enum Outcome {
 pub type Job = Vec<PartitionBatch>;
 pub type JobResult = Vec<(PartitionBatch, Outcome)>;
 
-/// A connection that persists, one job after the other.
+/// A session that persists, one job after the other.
 pub struct Lane {
-    topic: String,
-    options: PgConnectOptions,
-    statement_timeout_ms: i64,
+    pub(super) session: Box<dyn Session>,
+    /// How long any one answer may take.
     pub(super) deadline: Duration,
-    pub(super) connection: Option<PgConnection>,
 }
 
 impl Lane {
-    /// A lane connects when it is first used.
-    pub fn new(config: &Config) -> Result<Self, sqlx::Error> {
-        Ok(Lane {
-            topic: config.kafka.topic.clone(),
-            options: super::connect_options(config)?.options([("lock_timeout", LOCK_TIMEOUT_MS)]),
-            statement_timeout_ms: config.postgres.statement_timeout_ms as i64,
-            deadline: Duration::from_millis(config.postgres.deadline_ms),
-            connection: None,
-        })
+    pub fn new(session: Box<dyn Session>, deadline: Duration) -> Self {
+        Lane { session, deadline }
     }
 
     /// Persists a job, however long the world takes. Every batch comes back with its outcome.
@@ -132,22 +118,23 @@ impl Lane {
     /// Postgres acts on a COPY that waits for its client, and its rows would block their successor's
     /// for as long as the worker is stopped. A COPY that is older than the statement time-out is one.
     async fn evict_stopped_owner(&mut self) {
-        let (deadline, older_ms) = (self.deadline, self.statement_timeout_ms);
-        self.connection = None;
-        let Ok(connection) = self.connection().await else { return };
-        let evict = sqlx::query_scalar::<_, i64>(EVICT).bind(older_ms).fetch_one(connection);
-        match tokio::time::timeout(deadline, evict).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(evicted)) => {
-                tracing::warn!(evicted, "sessions of stopped workers that held rows were ended");
+        self.session.disconnect();
+        let evicted = match self.connect().await {
+            Ok(()) => {
+                let answer = timeout(self.deadline, self.session.evict()).await;
+                self.heard(answer)
             }
-            Ok(Err(error)) => tracing::warn!(%error, "cannot look for sessions of stopped workers"),
-            Err(_) => self.connection = None,
+            Err(why) => Err(why),
+        };
+        match evicted {
+            Ok(0) => {}
+            Ok(evicted) => tracing::warn!(evicted, "sessions of stopped workers that held rows were ended"),
+            Err(why) => tracing::warn!(why, "cannot look for sessions of stopped workers"),
         }
     }
 
     async fn wait(&mut self, backoff: &mut Backoff, why: &str) {
-        self.connection = None;
+        self.session.disconnect();
         metrics::retried("postgres");
         tracing::warn!(why, "postgres did not take a batch: connecting anew and trying again");
         backoff.wait().await;
@@ -167,54 +154,50 @@ impl Lane {
     /// One transaction: COPY, compare-and-set, COMMIT.
     async fn attempt(&mut self, job: &Job) -> Result<(), Failure> {
         let deadline = self.deadline;
-        let topic = self.topic.clone();
-        let started = std::time::Instant::now();
-        let connection = self.connection().await?;
-        let written = tokio::time::timeout(deadline, write(connection, &topic, job)).await;
-        match written {
-            Err(_) => {
-                self.connection = None;
-                return Err(Failure::Transient(format!("no answer within {deadline:?}")));
-            }
+        let started = Instant::now();
+        self.connect().await.map_err(Failure::Transient)?;
+        match timeout(deadline, self.session.write(job)).await {
+            Ok(Ok(())) => {}
             Ok(Err(failure)) => {
                 if !matches!(failure, Failure::Fenced(_)) {
-                    self.connection = None;
+                    self.session.disconnect();
                 }
                 return Err(failure);
             }
-            Ok(Ok(())) => {}
+            Err(_) => {
+                self.session.disconnect();
+                return Err(Failure::Transient(format!("no answer within {deadline:?}")));
+            }
         }
-        let connection = self.connection().await?;
-        match tokio::time::timeout(deadline, commit(connection)).await {
+        let why = match timeout(deadline, self.session.commit()).await {
             Ok(Ok(())) => {
                 metrics::transaction_took(started.elapsed().as_secs_f64() * 1e3);
-                Ok(())
+                return Ok(());
             }
-            Ok(Err(error)) => {
-                self.connection = None;
-                Err(Failure::Unknown(error.to_string()))
-            }
-            Err(_) => {
-                self.connection = None;
-                Err(Failure::Unknown(format!("no answer within {deadline:?}")))
-            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {deadline:?}"),
+        };
+        self.session.disconnect();
+        Err(Failure::Unknown(why))
+    }
+
+    pub(super) async fn connect(&mut self) -> Result<(), String> {
+        match timeout(self.deadline, self.session.connect()).await {
+            Ok(connected) => connected.map_err(|e| e.to_string()),
+            Err(_) => Err("no connection in time".to_owned()),
         }
     }
 
-    pub(super) async fn connection(&mut self) -> Result<&mut PgConnection, Failure> {
-        if self.connection.is_none() {
-            let connect = PgConnection::connect_with(&self.options);
-            let connection = match tokio::time::timeout(self.deadline, connect).await {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => return Err(Failure::Transient(error.to_string())),
-                Err(_) => return Err(Failure::Transient("no connection in time".to_owned())),
-            };
-            self.connection = Some(connection);
+    /// An answer to a question beside the transaction. A session that gave none is not used again.
+    pub(super) fn heard<T>(&mut self, answer: Result<Result<T, sqlx::Error>, Elapsed>) -> Result<T, String> {
+        let answer = match answer {
+            Ok(answer) => answer.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("no answer within {:?}", self.deadline)),
+        };
+        if answer.is_err() {
+            self.session.disconnect();
         }
-        match self.connection.as_mut() {
-            Some(connection) => Ok(connection),
-            None => Err(Failure::Transient("no connection".to_owned())),
-        }
+        answer
     }
 
     /// Asks the ledger whether a transaction was committed; the row lock waits for its end.
@@ -245,22 +228,9 @@ impl Lane {
 
     /// (partition, epoch, frontier) of the job's partitions, locked one after the other.
     pub(super) async fn ledger_rows(&mut self, job: &Job) -> Result<Vec<(i32, i64, i64)>, String> {
-        failpoint!("persist.in-settling");
-        let deadline = self.deadline;
-        let topic = self.topic.clone();
         let partitions: Vec<i32> = job.iter().map(|b| b.partition).collect();
-        let connection = self.connection().await.map_err(|f| f.to_string())?;
-        let ask = sqlx::query(
-            "SELECT partition, epoch, persist_frontier FROM partition_ledger
-             WHERE topic = $1 AND partition = ANY($2) ORDER BY partition FOR UPDATE",
-        )
-        .bind(topic)
-        .bind(partitions)
-        .fetch_all(connection);
-        let rows = match tokio::time::timeout(deadline, ask).await {
-            Ok(rows) => rows.map_err(|e| e.to_string())?,
-            Err(_) => return Err(format!("no answer within {deadline:?}")),
-        };
-        Ok(rows.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect())
+        self.connect().await?;
+        let answer = timeout(self.deadline, self.session.locked(&partitions)).await;
+        self.heard(answer)
     }
 }

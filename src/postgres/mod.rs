@@ -1,13 +1,15 @@
 //! The Postgres side: the ledger, persisting by COPY, reading back, days, migrations.
 
 mod culprit;
+mod database;
 pub mod days;
 pub mod lane;
 pub mod ledger;
 pub mod maintain;
 pub mod reconcile;
 pub mod reread;
-mod transaction;
+mod session;
+pub mod transaction;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use crate::config::Config;
+
+pub use database::Postgres;
 
 /// The migrations, in the order in which they are applied.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/postgres/migrations");

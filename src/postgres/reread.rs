@@ -7,6 +7,7 @@ use futures::StreamExt;
 use sqlx::postgres::PgPool;
 
 use crate::failpoint::failpoint;
+use crate::outside::Database;
 use crate::row::{self, CopyOutParser};
 
 /// What to read: rows of `[from, upto)`, at most so many.
@@ -87,12 +88,12 @@ pub struct Summary {
 }
 
 /// Reads a whole range and sums it up; none when another owner has the partition.
-pub async fn summarize(pool: &PgPool, topic: &str, range: &Range) -> Result<Option<Summary>, sqlx::Error> {
+pub async fn summarize(database: &dyn Database, range: &Range) -> Result<Option<Summary>, sqlx::Error> {
     let mut hasher = row::RowHasher::new();
     let (mut rows_total, mut min_ms, mut max_ms) = (0, i64::MAX, i64::MIN);
     let mut range = range.clone();
     loop {
-        let Reread::Rows { tuples, rows, complete, .. } = read(pool, topic, &range).await? else {
+        let Reread::Rows { tuples, rows, complete, .. } = database.read(&range).await? else {
             return Ok(None);
         };
         hasher.update(&tuples);

@@ -8,7 +8,8 @@ use crate::failpoint::failpoint;
 use crate::row;
 
 /// Why an attempt did not commit.
-pub(super) enum Failure {
+#[derive(Debug)]
+pub enum Failure {
     /// These partitions did not pass the compare-and-set.
     Fenced(Vec<i32>),
     Duplicate,
@@ -37,7 +38,7 @@ pub(super) fn refuses_a_row(code: &str) -> bool {
     code.starts_with("22") || code == "23502" || code == "23514"
 }
 
-fn failure(error: sqlx::Error) -> Failure {
+pub(super) fn failure(error: sqlx::Error) -> Failure {
     match sqlstate(&error).as_deref() {
         Some("23505") => Failure::Duplicate,
         Some(code) if refuses_a_row(code) => Failure::Refused,
