@@ -38,17 +38,25 @@ impl Chunk {
 
     /// Copies a message's bytes in; the message itself goes back to the client at once.
     pub fn push(&mut self, message: &BorrowedMessage<'_>) {
-        let key = message.key().map(|k| copy(&mut self.bytes, k));
-        let value = message.payload().map(|v| copy(&mut self.bytes, v));
-        let headers = message.headers().filter(|h| h.count() > 0).map(|h| Box::new(h.detach()));
-        self.records.push(Record {
-            partition: message.partition(),
-            offset: message.offset(),
-            timestamp: message.timestamp(),
-            key,
-            value,
-            headers,
-        });
+        let at = (message.partition(), message.offset(), message.timestamp());
+        self.add(at, message.key(), message.payload());
+        if let Some(headers) = message.headers().filter(|h| h.count() > 0)
+            && let Some(record) = self.records.last_mut()
+        {
+            record.headers = Some(Box::new(headers.detach()));
+        }
+    }
+
+    /// Copies a record without headers in.
+    pub fn add(
+        &mut self,
+        (partition, offset, timestamp): (i32, i64, Timestamp),
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) {
+        let key = key.map(|k| copy(&mut self.bytes, k));
+        let value = value.map(|v| copy(&mut self.bytes, v));
+        self.records.push(Record { partition, offset, timestamp, key, value, headers: None });
     }
 
     /// The record's key, if it has one.
