@@ -15,6 +15,10 @@ pub(super) type Entry<'a> = (&'a str, &'a str);
 pub(super) const ENTRIES_MAX: usize = 64;
 pub(super) const CANONICAL_BYTES_MAX: usize = 16 * 1024;
 
+/// Entries that are read back from a table. None of ours has more than [`ENTRIES_MAX`]; without a bound
+/// a row of somebody else's, of 1 MiB, could make us remember 170,000.
+const READ_BACK_ENTRIES_MAX: usize = 4096;
+
 const FIELD: &str = "metadata";
 
 /// Applies the limits and writes the canonical text. Of two entries with one key the later counts.
@@ -99,7 +103,7 @@ fn scan_string_map<'v>(scanner: &mut Scanner<'v>) -> Option<Vec<Decoded<'v>>> {
     scanner.open_object().ok()?;
     while let Some(key) = scanner.key(decoded.is_empty()).ok()? {
         let value = scanner.value(1).ok()?;
-        if !value.is_string() {
+        if !value.is_string() || decoded.len() >= READ_BACK_ENTRIES_MAX {
             return None;
         }
         decoded.push((key.decoded(), value.decoded()));

@@ -3,7 +3,11 @@
 //! 1. Only what this program writes is read: the columns with their names, order and types, and nothing
 //!    that a row of the table could not hold.
 //! 2. The tuples are the bytes that were hashed when the file was written, whatever the encoding.
-//! 3. A file is read a batch of rows at a time; its rows never lie in memory as a whole.
+//! 3. Whatever the bytes are, the outcome is rows or an error: where the Parquet reader panics on a file that
+//!    is damaged, as it does in places, that is an error here.
+//! 4. A file is read a batch of rows at a time; its rows never lie in memory as a whole.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{
@@ -33,6 +37,8 @@ pub enum ReadError {
     Parquet(#[from] ParquetError),
     #[error("it is no Parquet file that can be read: {0}")]
     Arrow(#[from] ArrowError),
+    #[error("it is no Parquet file that can be read: its reader gave up")]
+    Panicked,
     #[error("column {index} is {found}, not {wanted}")]
     Column { index: usize, found: String, wanted: String },
     #[error("it has {0} columns, not 17")]
@@ -57,7 +63,7 @@ impl RowReader {
     pub fn open(body: Bytes) -> Result<Self, ReadError> {
         // An Arrow schema that the file might carry must not change how its columns are seen.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(body, options)?;
+        let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new_with_options(body, options))??;
         let fields = builder.schema().fields().clone();
         if fields.len() != COLUMNS.len() {
             return Err(ReadError::Columns(fields.len()));
@@ -77,7 +83,7 @@ impl RowReader {
         }
         let said = builder.metadata().file_metadata().key_value_metadata();
         let said = said.into_iter().flatten().map(|kv| (kv.key.clone(), kv.value.clone())).collect();
-        let batches = builder.with_batch_size(BATCH_ROWS).build()?;
+        let batches = guarded(|| builder.with_batch_size(BATCH_ROWS).build())??;
         Ok(RowReader { batches, said, rows: 0 })
     }
 
@@ -95,7 +101,7 @@ impl RowReader {
     /// Replaces `tuples` by the next rows; false = there are no more.
     pub fn next_rows(&mut self, tuples: &mut Vec<u8>) -> Result<bool, ReadError> {
         tuples.clear();
-        let Some(batch) = self.batches.next() else { return Ok(false) };
+        let Some(batch) = guarded(|| self.batches.next())? else { return Ok(false) };
         let batch = batch?;
         for index in 0..batch.num_rows() {
             let start = tuples.len();
@@ -105,6 +111,11 @@ impl RowReader {
         }
         Ok(true)
     }
+}
+
+/// Runs code that may panic on a damaged file. After an error its reader is of no more use.
+fn guarded<T>(read: impl FnOnce() -> T) -> Result<T, ReadError> {
+    catch_unwind(AssertUnwindSafe(read)).map_err(|_| ReadError::Panicked)
 }
 
 impl std::fmt::Debug for RowReader {

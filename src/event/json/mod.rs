@@ -34,8 +34,9 @@ const SCORE_SNAKE_CASE: &str = "recommendation_score";
 /// So many keys and the metadata has too many entries for certain: one may leave it as the score.
 const KEYS_MAX: usize = ENTRIES_MAX + 1;
 
-/// What every event within its limits fits into, however it is escaped.
-const UNESCAPED_BYTES_KEPT: usize = 64 * 1024;
+/// What every event within its limits fits into. More, and a value of 1 MiB that is one escaped string
+/// would make us hold it two or three times over; less, and metadata within its limit would not fit.
+const UNESCAPED_BYTES_MAX: usize = 64 * 1024;
 
 type Pair<'v> = (Token<'v>, Token<'v>);
 
@@ -139,15 +140,18 @@ impl<'v> Sent<'v> {
         }
     }
 
+    /// A string that is past every limit stays as it was sent, which is longer still: the rules refuse it.
     fn unescape(&mut self, text: &mut String, ends: &mut Vec<usize>) {
-        // One huge event must not hold its memory for good.
-        if text.capacity() > UNESCAPED_BYTES_KEPT {
-            *text = String::new();
-        }
         text.clear();
         ends.clear();
         self.for_each_token(|token| {
-            if token.kind == Kind::Escaped {
+            if token.kind != Kind::Escaped {
+                return;
+            }
+            let length: usize = token.chars().map(char::len_utf8).sum();
+            if text.len() + length > UNESCAPED_BYTES_MAX {
+                token.kind = Kind::String;
+            } else {
                 text.extend(token.chars());
                 ends.push(text.len());
             }
