@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate drill bench-drain deny clean
+.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill bench-drain deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ fmt: ## Format
 
 mutate: build tools ## Take every protection out, one at a time: a test must notice (hours; ONLY="id …" for some)
 	dev/mutate $(if $(ONLY),--only $(ONLY))
+
+soak: build tools ## Workers under random faults for 15 minutes; ARGS="--seed 7 --minutes 3"
+	dev/soak $(ARGS)
 
 drill: build tools ## The long run: 1,000,000 events under kills, restarts and outages, judged by the checker
 	FEED_TEST_EVENTS=1000000 target/venv/bin/python -m pytest tests/system/test_kills.py tests/system/test_main_job.py
