@@ -106,15 +106,20 @@ def _why_no_pytest(one, root):
 
 def _why_no_cargo_test(one, root):
     target, options = one.cargo_words
-    names = [word for word in options if not word.startswith("-")]
-    if not names:
-        return "a cargo test needs the test's name after --"
+    valued = {at + 1 for at, word in enumerate(target) if word in ("--test", "--features")}
+    names = [word for at, word in enumerate(target) if at not in valued and not word.startswith("-")]
+    names += [word for word in options if not word.startswith("-")]
     if "--test" in target:
         crate = target[target.index("--test") + 1]
         sources = [root / "tests" / f"{crate}.rs", *(root / "tests" / crate).rglob("*.rs")]
-    else:
+    elif names:
         sources = list((root / "src").rglob("*.rs"))
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sources if path.is_file())
+    else:
+        return "a cargo test needs --test, or the test's name"
+    sources = [path for path in sources if path.is_file()]
+    if not sources:
+        return f"no Rust test target {crate}"
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     for name in names:
         if not re.search(rf"\bfn \w*{re.escape(name.rpartition('::')[2])}", text):
             return f"no Rust test {name}"

@@ -21,7 +21,8 @@ def test_every_mutation_fits_the_sources():
         ({"test": "tests/system/test_zombie.py::test_no_such"}, "no test test_no_such"),
         ({"test": "tests/system/no_such.py::test_it"}, "no test file"),
         ({"test": "cargo test --test decode -- no_such_test"}, "no Rust test"),
-        ({"test": "cargo test --test decode"}, "name after --"),
+        ({"test": "cargo test --test no_such_target"}, "no Rust test target"),
+        ({"test": "cargo test --locked"}, "needs --test"),
     ],
 )
 def test_what_does_not_fit_is_told(change, said):
