@@ -111,7 +111,12 @@ class Worker:
         self.env = {**env, "FEED_WORKER_HEALTH__ADDR": f"127.0.0.1:{self.health_port}"}
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [WORKER, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=case.folder
+                [case.program, *arguments],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=case.folder,
             )
 
         self.end_is_wanted = False
@@ -167,9 +172,10 @@ class Worker:
 class Case:
     """A topic, its DLQ, a group, a database and a prefix that nobody else uses."""
 
-    def __init__(self, stack, name, folder, partitions=PARTITIONS, dlq_partitions=3, topic_config=None):
+    def __init__(self, stack, name, folder, partitions=PARTITIONS, dlq_partitions=3, topic_config=None, program=WORKER):
         self.stack = stack
         self.folder = folder
+        self.program = program
         token = f"{name.replace('_', '-')[:16].strip('-')}-{uuid.uuid4().hex[:6]}"
         self.topic = f"feed.{token}"
         self.dlq_topic = f"{self.topic}.dlq"
@@ -255,7 +261,7 @@ class Case:
     def run(self, *arguments, timeout_s=60.0, **env):
         """A command of the worker's binary that ends by itself."""
         return subprocess.run(
-            [WORKER, *arguments],
+            [self.program, *arguments],
             env={**self.env, **configuration(env)},
             capture_output=True,
             text=True,
@@ -300,10 +306,14 @@ class Case:
         return self.query("SELECT count(*) FROM user_interactions")[0][0]
 
     def end_offsets(self):
+        return {number: high for number, (_, high) in self.watermarks().items()}
+
+    def watermarks(self):
+        """partition → (the first offset that the broker has, the one after the last)"""
         client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "harness"})
         try:
             return {
-                number: client.get_watermark_offsets(TopicPartition(self.topic, number), timeout=10)[1]
+                number: client.get_watermark_offsets(TopicPartition(self.topic, number), timeout=10)
                 for number in range(self.partitions)
             }
         finally:
@@ -402,7 +412,7 @@ class Case:
         for event in events:
             if stop is not None and stop.is_set():
                 break
-            self._send(producer, event, partition)
+            self.send(producer, event, **({} if partition is None else {"partition": partition}))
             sent += 1
             if sent % 200 == 0:
                 producer.poll(0)
@@ -411,13 +421,14 @@ class Case:
         assert producer.flush(30) == 0, "the broker did not take every event"
         return sent
 
-    def _send(self, producer, event, partition):
+    def send(self, producer, event, **where):
+        """One event; where it lies is remembered when it is acknowledged."""
+
         def acknowledged(error, message):
             assert error is None, error
             kind = "bad" if event.reason else "valid"
             self.produced.append((message.partition(), message.offset(), kind, event.reason))
 
-        where = {} if partition is None else {"partition": partition}
         while True:
             try:
                 producer.produce(

@@ -1,0 +1,60 @@
+"""A crash at every step: every failpoint × {abort, error, delay, stop past the session time-out}, each at its first hit.
+
+The cases are small worlds of their own in one stack, several at a time. The hits after the first are `make crash-matrix`.
+"""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import crash_case
+import harness
+
+AT_A_TIME = int(os.environ.get("FEED_TEST_CRASHES", "6"))
+CASES = crash_case.points()
+
+
+@pytest.fixture(scope="session")
+def program():
+    """The worker with failpoints; the other one stays as it is."""
+    build = ["cargo", "build", "--locked", "--features", "failpoints", "--example", "failpoints"]
+    subprocess.run(build, cwd=harness.ROOT, check=True, capture_output=True)
+    return harness.ROOT / "target" / "debug" / "examples" / "failpoints"
+
+
+@pytest.fixture(scope="session")
+def outcomes(request, stack, program):
+    """The cases that were chosen, under way: (point, action) → its future."""
+    chosen = [item.callspec.params for item in request.session.items if "outcomes" in item.fixturenames]
+    folder = harness.ROOT / "target" / "system-tests" / "crash-matrix"
+
+    def run(point, action):
+        return crash_case.Crash(stack, program, folder / f"{point}-{action}", point, action).run()
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        yield {(case["point"], case["action"]): pool.submit(run, **case) for case in chosen}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(("point", "action"), CASES, ids=["-".join(case) for case in CASES])
+def test_point(point, action, outcomes):
+    print(f"{outcomes[point, action].result():.1f} s")
+
+
+def test_list_is_that_of_the_code(program):
+    told = subprocess.run([program, "failpoints"], capture_output=True, text=True, check=True).stdout
+    found = [(line.split()[0], action) for line in told.splitlines() for action in line.split()[1:]]
+    assert sorted(found) == sorted(CASES)
+    assert len({point for point, _ in CASES}) > 50
+
+
+def test_without_the_feature_there_is_nothing(program):
+    def named(path):
+        content = path.read_bytes()
+        return [point for point, _ in CASES if point.encode() in content]
+
+    assert named(harness.WORKER) == []
+    assert b"FAILPOINTS" not in harness.WORKER.read_bytes()
+    assert len(set(named(program))) == len({point for point, _ in CASES})
