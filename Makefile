@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill bench-drain deny clean
+.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ soak: build tools ## Workers under random faults for 15 minutes; ARGS="--seed 7 
 
 drill: build tools ## The long run: 1,000,000 events under kills, restarts and outages, judged by the checker
 	FEED_TEST_EVENTS=1000000 target/venv/bin/python -m pytest tests/system/test_kills.py tests/system/test_main_job.py
+
+crash-matrix: build tools ## 1,000 process kills at the failpoints' later hits, judged by the checker; writes docs/records/
+	dev/crash --record docs/records/crash-matrix-$$(date -u +%F).json
 
 bench-drain: install ## Drain 2,000,000 events into both sinks (release build), beside a plain Python worker
 	benches/drain/run

@@ -59,6 +59,7 @@ mod points {
         ("assign.before-taking", true),
         ("assign.after-taking", false),
         ("revoke.in-callback", false),
+        ("revoke.before-commit", false),
         ("revoke.before-letting-go", true),
         ("revoke.after-letting-go", false),
         ("dlq.before-send", true),

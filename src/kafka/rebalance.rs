@@ -209,6 +209,7 @@ impl GroupContext {
         if self.events.send(event).is_ok() {
             let frontiers = wait_for(&answer, self.revoke_deadline);
             if let Some(frontiers) = frontiers.filter(|f| !lost && !f.is_empty()) {
+                failpoint!(pause "revoke.before-commit");
                 // May be refused while the group is between two generations; the ledger stands.
                 if let Err(error) = consumer.commit(&offsets(&self.topic, &frontiers), CommitMode::Sync) {
                     tracing::info!(%error, "frontiers of revoked partitions were not committed");
@@ -219,9 +220,22 @@ impl GroupContext {
             self.set_stopped(partition, false);
         }
         failpoint!(blocking "revoke.before-letting-go");
-        consumer.incremental_unassign(list)?;
+        self.let_go(consumer, list)?;
         failpoint!(pause "revoke.after-letting-go");
         Ok(())
+    }
+
+    /// Gives up what is assigned of a list. What is not, because taking it had failed, the client would
+    /// refuse, and the rest with it.
+    fn let_go(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> KafkaResult<()> {
+        let assigned = consumer.assignment()?;
+        let mut held = TopicPartitionList::new();
+        for element in list.elements() {
+            if assigned.find_partition(&self.topic, element.partition()).is_some() {
+                held.add_partition(&self.topic, element.partition());
+            }
+        }
+        consumer.incremental_unassign(&held)
     }
 }
 
@@ -234,13 +248,19 @@ impl ClientContext for GroupContext {
 
 impl ConsumerContext for GroupContext {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let result = match error {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.on_assign(consumer, list),
-            _ => self.on_revoke(consumer, list),
+        let assigns = matches!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS);
+        let result = if assigns { self.on_assign(consumer, list) } else { self.on_revoke(consumer, list) };
+        let Err(error) = result else { return };
+        tracing::error!(%error, "the rebalance failed: joining the group again");
+        self.ask_rejoin();
+        // The client waits for an assignment, or for its end, before it does anything else, even leave.
+        let answered = if assigns {
+            consumer.incremental_assign(&TopicPartitionList::new())
+        } else {
+            self.let_go(consumer, list)
         };
-        if let Err(error) = result {
-            tracing::error!(%error, "the rebalance failed: joining the group again");
-            self.ask_rejoin();
+        if let Err(error) = answered {
+            let _ = self.events.send(SourceEvent::Fatal(format!("the rebalance cannot be ended: {error}")));
         }
     }
 

@@ -65,7 +65,7 @@ class World(harness.Case):
 class Crash:
     """A topic of two partitions with events of yesterday and of today, and a worker with an armed point."""
 
-    def __init__(self, stack, program, folder, point, action, seed=1):
+    def __init__(self, stack, program, folder, point, action, also=(), seed=1):
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
             old.unlink()
@@ -73,7 +73,7 @@ class Crash:
         # CreateTime: a case sees a day end without a shifted clock.
         config = {"message.timestamp.type": "CreateTime"}
         self.case = World(stack, name, folder, partitions=2, dlq_partitions=1, topic_config=config, program=program)
-        self.point, self.action = point, action
+        self.point, self.action, self.also = point, action, also
         self.trace = folder / "trace"
         self.generator = generate.Generator(seed, bad_share=0.1, users=20, videos=20)
         self.armed = None  # the worker that has the point
@@ -123,7 +123,8 @@ class Crash:
 
     def arm(self, *also):
         """A worker with the point, and with what else has to happen so that the next stage finds its world."""
-        points = [f"{self.point}={ACTIONS[self.action]}", *(part for part in also if not part.startswith(self.point))]
+        also = [part for part in (*self.also, *also) if not part.startswith(self.point)]
+        points = [f"{self.point}={ACTIONS[self.action]}", *also]
         self.armed = self.start(_FAILPOINTS=";".join(points), _FAILPOINTS_TRACE=self.trace)
         self.armed.end_is_wanted = True
         return self.armed
@@ -208,7 +209,9 @@ class Crash:
             assert worker.process.wait(20) == -signal.SIGKILL, worker.log_tail()
         if self.action == "stop":
             harness.wait_until(lambda: state_of(worker) == "T", "the worker stopped")
-            self.start()
+            # Two members at most, or one of them would rightly be left without a partition.
+            if not any(other.alive for other in self.case.workers if other is not worker):
+                self.start()
             self.settle()
             assert state_of(worker) == "T", worker.log_tail()
             worker.signal(signal.SIGCONT)
@@ -251,6 +254,11 @@ class Crash:
     def is_drained(self):
         frontiers, ends = self.case.frontiers(), self.case.end_offsets()
         return all(end == 0 or frontiers.get(number, (0,))[0] >= end for number, end in ends.items())
+
+    def is_exported(self):
+        found = "SELECT (SELECT count(*) FROM user_interactions), (SELECT coalesce(sum(rows), 0) FROM export_files)"
+        rows, exported = self.case.query(found)[0]
+        return rows == exported
 
     def is_stopped(self):
         return bool(self.case.query("SELECT FROM partition_ledger WHERE stopped IS NOT NULL"))

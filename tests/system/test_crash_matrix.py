@@ -6,6 +6,7 @@ The cases are small worlds of their own in one stack, several at a time. The hit
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,18 @@ import harness
 
 AT_A_TIME = int(os.environ.get("FEED_TEST_CRASHES", "6"))
 CASES = crash_case.points()
+LATE = crash_case.ACTIONS["delay"]
+PAIRS = {
+    "a-late-letter-and-a-death-after-commit": ("persist.after-commit", "abort", f"dlq.before-send={LATE}"),
+    "both-answers-of-an-upload-lost": ("enter.after-commit", "error", "put.file.after=error"),
+}
 
 
 @pytest.fixture(scope="session")
 def program():
     """The worker with failpoints; the other one stays as it is."""
+    if found := os.environ.get("FEED_TEST_FAILPOINTS"):
+        return Path(found)
     build = ["cargo", "build", "--locked", "--features", "failpoints", "--example", "failpoints"]
     subprocess.run(build, cwd=harness.ROOT, check=True, capture_output=True)
     return harness.ROOT / "target" / "debug" / "examples" / "failpoints"
@@ -27,20 +35,25 @@ def program():
 @pytest.fixture(scope="session")
 def outcomes(request, stack, program):
     """The cases that were chosen, under way: (point, action) → its future."""
-    chosen = [item.callspec.params for item in request.session.items if "outcomes" in item.fixturenames]
+    chosen = [item.callspec.params["case"] for item in request.session.items if "outcomes" in item.fixturenames]
     folder = harness.ROOT / "target" / "system-tests" / "crash-matrix"
 
-    def run(point, action):
-        return crash_case.Crash(stack, program, folder / f"{point}-{action}", point, action).run()
+    def run(point, action, *also):
+        return crash_case.Crash(stack, program, folder / "-".join((point, action, *also)), point, action, also).run()
 
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        yield {(case["point"], case["action"]): pool.submit(run, **case) for case in chosen}
+        yield {case: pool.submit(run, *case) for case in chosen}
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize(("point", "action"), CASES, ids=["-".join(case) for case in CASES])
-def test_point(point, action, outcomes):
-    print(f"{outcomes[point, action].result():.1f} s")
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_point(case, outcomes):
+    print(f"{outcomes[case].result():.1f} s")
+
+
+@pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS.keys())
+def test_two_at_once(case, outcomes):
+    print(f"{outcomes[case].result():.1f} s")
 
 
 def test_list_is_that_of_the_code(program):
