@@ -199,7 +199,8 @@ class Case:
 
     def create_topic(self, name, partitions, config):
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
-        admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(20)
+        # As many copies as the stack's brokers keep by default.
+        admin.create_topics([NewTopic(name, partitions, -1, config=config)])[name].result(20)
         wait_until(
             lambda: len(admin.list_topics(timeout=10).topics.get(name, _NONE).partitions) == partitions, f"topic {name}"
         )
