@@ -249,6 +249,7 @@ impl Pipeline {
                 self.given.extend(candidates.iter().map(|c| c.partition));
                 self.assign(assignment, candidates, until, Reply::Callback(reply));
             }
+            SourceEvent::Joined => self.set_joined(true),
             SourceEvent::Restarted { partition, assignment } => {
                 if let Some(partition) = self.partitions.get_mut(&partition) {
                     partition.assignment = assignment;

@@ -55,6 +55,9 @@ sections! {
         /// KiB of records that the client may fetch ahead; part of the memory budget. Larger: more memory,
         /// more fetched in vain when partitions move. Smaller: catching up gets slower.
         queued_kbytes_max: u64 = 32_768;
+        /// How often the topic's partitions are asked for. Larger: added partitions are noticed later. Smaller: more
+        /// requests, nothing gained.
+        metadata_refresh_ms: u64 = 60_000;
         /// Work on a topic with `message.timestamp.type=CreateTime` too. Then producers' clocks decide what
         /// day a record belongs to, and days close late or never.
         allow_create_time: bool = false;

@@ -27,6 +27,7 @@ const NAMED: &[(&str, &str)] = &[
     ("metadata.broker.list", "kafka.bootstrap_servers"),
     ("queued.max.messages.kbytes", "kafka.queued_kbytes_max"),
     ("session.timeout.ms", "kafka.session_timeout_ms"),
+    ("topic.metadata.refresh.interval.ms", "kafka.metadata_refresh_ms"),
 ];
 
 /// A property whose name has one of these in it is a secret.

@@ -44,7 +44,8 @@ pub fn consumer_config(config: &Config) -> ClientConfig {
     client.set("fetch.message.max.bytes", "1048576");
     // The default of 1 s starves a consumer that keeps up; much less only costs wake-ups.
     client.set("fetch.queue.backoff.ms", "10");
-    client.set("topic.metadata.refresh.interval.ms", "60000");
+    // Whatever partition is added is noticed within this time, and read from its beginning.
+    client.set("topic.metadata.refresh.interval.ms", kafka.metadata_refresh_ms.to_string());
     client.set("group.id", &kafka.group_id);
     client.set("session.timeout.ms", kafka.session_timeout_ms.to_string());
     client.set("heartbeat.interval.ms", kafka.heartbeat_interval_ms.to_string());

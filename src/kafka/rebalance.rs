@@ -115,6 +115,7 @@ impl GroupContext {
     fn on_assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> KafkaResult<()> {
         if list.count() == 0 {
             // Comes at every rebalance in which nothing is gained, and wants an answer.
+            let _ = self.events.send(SourceEvent::Joined);
             return consumer.incremental_assign(list);
         }
         failpoint!(blocking "assign.in-callback");

@@ -45,6 +45,8 @@ pub enum SourceEvent {
         until: tokio::time::Instant,
         reply: Sender<Vec<(i32, Start)>>,
     },
+    /// The group was joined, and has nothing new for this worker.
+    Joined,
     /// A partition began again: its records are those of this assignment, or a later one.
     Restarted {
         partition: i32,

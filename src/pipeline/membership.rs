@@ -39,6 +39,14 @@ impl Pipeline {
         });
     }
 
+    /// Ready is who takes part: has joined the group, and has not lost everything it had.
+    pub(super) fn set_joined(&mut self, joined: bool) {
+        if self.joined != joined && self.shutdown.is_none() {
+            self.joined = joined;
+            self.outside.health.set_ready(joined);
+        }
+    }
+
     pub(super) fn revoke(&mut self, partitions: Vec<i32>, lost: bool, reply: Sender<Vec<(i32, i64)>>) {
         for id in &partitions {
             self.given.remove(id);
@@ -51,6 +59,9 @@ impl Pipeline {
                 partition.parked.clear();
                 partition.wait = None;
             }
+        }
+        if lost && self.given.is_empty() {
+            self.set_joined(false);
         }
         let until = Instant::now() + Duration::from_millis(self.config.kafka.revoke_deadline_ms) * 3 / 4;
         self.leaving.push(Leaving { partitions, reply, until });

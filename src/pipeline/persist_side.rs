@@ -138,10 +138,7 @@ impl Pipeline {
                     ids.iter().for_each(|id| drop(self.partitions.remove(id)));
                     return;
                 }
-                if !self.joined {
-                    self.joined = true;
-                    self.outside.health.set_ready(true);
-                }
+                self.set_joined(true);
             }
             Reply::Restart => {
                 for (id, start) in starts {
