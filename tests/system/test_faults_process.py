@@ -1,0 +1,263 @@
+"""The worker's own process in the fault matrix (docs/reliability.md): killed, stopped, starved, squeezed.
+
+Rows 1, 2, 6, 10, 12, 40, 42, 43, 44, 45 and 46.
+"""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import generate
+import harness
+from test_zombie import stopped_in_transaction
+
+# The long run has the storm at five minutes.
+STORM_S = float(os.environ.get("FEED_TEST_STORM_S", "20"))
+
+
+def persisted(case):
+    return {partition: persist for partition, (persist, _, _) in case.frontiers().items()}
+
+
+def finish(case, *workers):
+    case.wait_drained(90)
+    case.wait_exported(90)
+    assert [worker.stop() for worker in workers] == [0] * len(workers), case.why()
+
+
+def test_kill_before_the_commit(case):
+    """Row 1: killed with a transaction open. It is gone; its records are taken again."""
+    generator = generate.Generator(81, case.schemas())
+    worker = case.start_ready(BATCH__AGE_MS_MAX=200)
+    events = (generator.event() for _ in range(1_000_000))
+    with case.producing(events, per_second=3000), harness.FrontierWatch(case) as watch:
+        case.wait(lambda: case.rows() > 1000, "the worker at work")
+        stopped_in_transaction(case, worker)
+        before = (persisted(case), case.rows())
+        worker.kill()
+        case.wait(lambda: not in_transaction(case), "postgres to end the killed worker's transaction")
+        assert (persisted(case), case.rows()) == before, "of the open transaction nothing is left"
+        heir = case.start_ready("heir")
+        case.wait(lambda: case.rows() > before[1] + 1000, "the heir to go on")
+    assert watch.regressions == []
+    finish(case, heir)
+    case.assert_clean()
+
+
+def in_transaction(case):
+    found = case.query(
+        """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+           AND backend_type = 'client backend' AND xact_start IS NOT NULL AND backend_xid IS NOT NULL"""
+    )
+    return found[0][0]
+
+
+def test_kill_before_kafka_is_told(case):
+    """Row 2: committed in Postgres, not in Kafka. Nothing is processed twice, and Kafka's offset is mended."""
+    generator = generate.Generator(82, case.schemas(), bad_share=0.05)
+    case.produce(generator.event() for _ in range(6000))
+    worker = case.start_ready(KAFKA__COMMIT_INTERVAL_MS=3_600_000)
+    case.wait_drained()
+    worker.kill()
+    ends = case.end_offsets()
+    assert persisted(case) == ends and set(case.committed().values()) == {0}, "kafka knows of nothing"
+    heir = case.start_ready("heir")
+    case.wait(lambda: case.committed() == ends, lambda: f"kafka's offset mended: {case.committed()} → {ends}")
+    finish(case, heir)
+    summary = case.assert_clean()
+    assert summary["dead_lettered"] > 0
+    assert summary["dead_letter_copies"] == summary["dead_lettered"], "a record was processed twice"
+
+
+def test_kill_while_it_shuts_down(case):
+    """Row 6: SIGKILL at several moments after SIGTERM. A graceful end is never needed."""
+    generator = generate.Generator(83, case.schemas())
+    env = {"ROLL__ROWS_MAX": 1000, "KAFKA__SESSION_TIMEOUT_MS": 1500}
+    events = (generator.event() for _ in range(1_000_000))
+    ended = []
+    with case.producing(events, per_second=3000), harness.FrontierWatch(case) as watch:
+        for moment_s in (0.0, 0.01, 0.03, 0.1, 0.3):
+            worker = case.start_ready(**env)
+            rows = case.rows()
+            case.wait(lambda rows=rows: case.rows() > rows + 1000, "the worker at work")
+            worker.signal(signal.SIGTERM)
+            time.sleep(moment_s)  # the moment is what is varied
+            ended.append(worker.process.poll())
+            worker.kill()
+    print(f"exit codes before the kill: {ended}")
+    assert ended[0] is None, "the first is killed in the middle of it"
+    assert watch.regressions == []
+    last = case.start_ready("last", **env)
+    finish(case, last)
+    case.assert_clean()
+
+
+class ProgressWatch:
+    """The longest time that any partition stood still while it had records to take."""
+
+    def __init__(self, case):
+        self.case = case
+        self.worst_s = 0.0
+        self._last = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress-watch")
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._stop.wait(0.1):
+            now = time.monotonic()
+            for partition, frontier in persisted(self.case).items():
+                before, since = self._last.get(partition, (None, now))
+                if frontier != before:
+                    since = now
+                self._last[partition] = (frontier, since)
+                self.worst_s = max(self.worst_s, now - since)
+
+
+def test_rebalance_storm(case):
+    """Row 10: somebody joins or leaves every second, politely or not; every partition still moves every 10 s."""
+    generator = generate.Generator(84, case.schemas())
+    workers = [case.start_ready(name) for name in ("left", "right")]
+    events = (generator.event() for _ in range(10_000_000))
+    guests = 0
+    with case.producing(events, per_second=1000), harness.FrontierWatch(case) as watch:
+        case.wait(lambda: len(persisted(case)) == 6 and all(persisted(case).values()), "every partition begun")
+        with ProgressWatch(case) as progress:
+            until = time.monotonic() + STORM_S
+            guest = None
+            while time.monotonic() < until:
+                time.sleep(1)  # the storm's pace
+                if guest is None:
+                    guest = case.start(f"guest-{guests}")
+                    guests += 1
+                else:
+                    guest.kill() if guests % 2 else guest.stop()
+                    guest = None
+            if guest is not None:
+                guest.stop()
+            case.wait(lambda: sum(len(case.owned(worker)) for worker in workers) == 6, "all with the two who stayed")
+    rebalances = max(len(found) for found in watch.epochs.values())
+    print(f"{guests} guests, at most {rebalances} owners of a partition, at most {progress.worst_s:.1f} s without progress")
+    assert guests >= STORM_S / 4 and rebalances >= 3
+    assert progress.worst_s < 10
+    assert watch.regressions == []
+    finish(case, *workers)
+    case.assert_clean()
+
+
+def test_stopped_past_the_poll_interval(case):
+    """Row 12, past max.poll.interval.ms too, with files open and dead letters on their way."""
+    limits = {"KAFKA__MAX_POLL_INTERVAL_MS": 4000, "KAFKA__ASSIGN_DEADLINE_MS": 3000, "ROLL__ROWS_MAX": 1000}
+    generator = generate.Generator(85, case.schemas(), bad_share=0.05)
+    zombie = case.start_ready("zombie", **limits)
+    with case.producing((generator.event() for _ in range(1_000_000)), per_second=1500), harness.FrontierWatch(case) as watch:
+        case.wait(lambda: case.rows() > 1000 and len(case.owned(zombie)) == 6, "the owner at work")
+        zombie.signal(signal.SIGSTOP)
+        heir = case.start("heir", **limits)
+        case.wait(lambda: len(case.owned(heir)) == 6, "all with the heir")
+        before = persisted(case)
+        time.sleep(5)  # past the poll interval; nothing tells when it is over
+        case.wait(lambda: all(now > before[n] for n, now in persisted(case).items()), "the heir to go on")
+        zombie.signal(signal.SIGCONT)
+        case.wait(lambda: len(case.owned(zombie)) == len(case.owned(heir)) == 3, "shared again", 60)
+    assert watch.regressions == []
+    finish(case, zombie, heir)
+    case.assert_clean()
+
+
+def test_starved_of_cpu(case):
+    """Row 43: stopped for 2 s again and again, under a session of 6 s: the group does not move a partition."""
+    generator = generate.Generator(86, case.schemas())
+    workers = [case.start_ready(name, KAFKA__SESSION_TIMEOUT_MS=6000) for name in ("left", "right")]
+    case.wait(lambda: [len(case.owned(worker)) for worker in workers] == [3, 3], "three partitions each")
+    before = {partition: epoch for partition, (_, _, epoch) in case.frontiers().items()}
+    with case.producing((generator.event() for _ in range(1_000_000)), per_second=1000):
+        for _ in range(5):
+            workers[0].signal(signal.SIGSTOP)
+            time.sleep(2)  # the stall
+            workers[0].signal(signal.SIGCONT)
+            time.sleep(0.2)
+        moved = persisted(case)
+        case.wait(lambda: all(now > moved[n] for n, now in persisted(case).items()), "both to go on")
+        assert {partition: epoch for partition, (_, _, epoch) in case.frontiers().items()} == before, case.why()
+    finish(case, *workers)
+    case.assert_clean()
+
+
+def test_no_scratch_disk(case):
+    """Row 45 is absent: the worker does its whole job where no file can be written to by a single byte."""
+    generator = generate.Generator(87, case.schemas())
+    log = case.folder / "diskless.log"
+    env = {**case.env, "TMPDIR": "/nonexistent", "FEED_WORKER_HEALTH__ADDR": f"127.0.0.1:{harness.free_port()}"}
+    process = subprocess.Popen(
+        [harness.WORKER, "run", "--migrate"],
+        env=env,
+        cwd="/proc",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    keeper = threading.Thread(target=lambda: log.write_bytes(process.stdout.read()))
+    keeper.start()
+    try:
+        case.produce(generator.event() for _ in range(20_000))
+        harness.wait_until(lambda: case.frontiers() or process.poll() is not None, "the worker to begin")
+        case.wait_drained()
+        case.wait_exported()
+        assert regular_files(process.pid) == [], "it holds no file open for writing"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, log.read_text(errors="replace")
+    finally:
+        process.kill()
+        keeper.join()
+    case.assert_clean()
+
+
+def regular_files(pid):
+    """Files on a disk that the process can write to."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            flags = int(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0], 8)
+            if stat.S_ISREG(link.stat().st_mode) and flags & os.O_ACCMODE != os.O_RDONLY:
+                found.append(os.readlink(link))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_static_membership(case):
+    """Row 46: the worker is no static member unless told so; then the fenced one ends, and does not spin."""
+    generator = generate.Generator(88)
+    admin = harness.AdminClient({"bootstrap.servers": case.bootstrap})
+
+    def instances():
+        found = admin.describe_consumer_groups([case.group], request_timeout=10)[case.group].result(20)
+        return [member.group_instance_id for member in found.members]
+
+    worker = case.start_ready()
+    assert instances() == [None]
+    assert worker.stop() == 0
+    static = {"KAFKA__PROPERTIES__GROUP_INSTANCE_ID": "the-one"}
+    first = case.start_ready("first", **static)
+    assert instances() == ["the-one"]
+    first.end_is_wanted = True
+    second = case.start_ready("second", **static)
+    assert first.wait(30) == 70, case.why()
+    assert "fenced" in first.log().lower()
+    case.produce(generator.event() for _ in range(2000))
+    finish(case, second)
+    case.assert_clean()
