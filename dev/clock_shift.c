@@ -8,21 +8,27 @@
  * clock that is ahead statement_timeout and idle_in_transaction_session_timeout never fire. It also guards each
  * reading with a semaphore, which costs a Kafka broker several times its CPU, and leaves shared memory behind.
  *
+ * With CLOCK_SHIFT_FILE in place of FAKETIME the seconds are read from that file at every call, a 64-bit integer in the
+ * machine's own form: whoever writes to it makes the clock jump.
+ *
  * Not covered, as nothing in the stack uses it: timerfd and POSIX timers set to an absolute wall clock time, file times.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
-static long offset_s;
+static long fixed_offset_s;
+static const volatile long *offset_at = &fixed_offset_s;
 
 /* Looked up once, before main: dlsym must not run in a signal handler. */
 static int (*real_clock_gettime)(clockid_t, struct timespec *);
@@ -49,7 +55,15 @@ __attribute__((constructor)) static void begin(void)
     LOOK_UP(real_sem_timedwait, "sem_timedwait");
     LOOK_UP(real_sem_clockwait, "sem_clockwait");
     const char *text = getenv("FAKETIME");
-    offset_s = text ? strtol(text, NULL, 10) : 0;
+    fixed_offset_s = text ? strtol(text, NULL, 10) : 0;
+    const char *path = getenv("CLOCK_SHIFT_FILE");
+    int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (file >= 0) {
+        void *mapped = mmap(NULL, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
+        if (mapped != MAP_FAILED)
+            offset_at = mapped;
+        close(file);
+    }
 }
 
 static int is_wall(clockid_t clock)
@@ -59,7 +73,7 @@ static int is_wall(clockid_t clock)
 
 static struct timespec unshifted(const struct timespec *until)
 {
-    return (struct timespec){.tv_sec = until->tv_sec - offset_s, .tv_nsec = until->tv_nsec};
+    return (struct timespec){.tv_sec = until->tv_sec - *offset_at, .tv_nsec = until->tv_nsec};
 }
 
 /* Reads */
@@ -69,7 +83,7 @@ int clock_gettime(clockid_t clock, struct timespec *now)
     /* Another library's constructor may run before ours. */
     int result = real_clock_gettime ? real_clock_gettime(clock, now) : (int)syscall(SYS_clock_gettime, clock, now);
     if (result == 0 && is_wall(clock))
-        now->tv_sec += offset_s;
+        now->tv_sec += *offset_at;
     return result;
 }
 

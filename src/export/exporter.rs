@@ -265,7 +265,8 @@ impl Exporter {
         }
         let opened = file.first_ingested_at_ms().unwrap_or(now_ms);
         // Behind, rows are old when they come; rolling by age would cut a file from every chunk.
-        if self.live && now_ms - opened >= self.limits.age_ms_max {
+        // A clock that went back must not hold a file for as long as it went back.
+        if self.live && (now_ms - opened).abs() >= self.limits.age_ms_max {
             return self.seal(Roll::Age);
         }
         Ok(())

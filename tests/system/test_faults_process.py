@@ -3,14 +3,20 @@
 Rows 1, 2, 6, 10, 12, 40, 42, 43, 44, 45 and 46.
 """
 
+import base64
+import json
 import os
+import random
 import resource
 import signal
 import stat
+import struct
 import subprocess
 import threading
 import time
 from pathlib import Path
+
+from stacklib import clock
 
 import generate
 import harness
@@ -18,6 +24,9 @@ from test_zombie import stopped_in_transaction
 
 # The long run has the storm at five minutes.
 STORM_S = float(os.environ.get("FEED_TEST_STORM_S", "20"))
+EVENTS_OF_15_KB = 12_000
+# Beside the budget: what the allocator holds on to, one upload's copy, the dead letters' producer.
+MEMORY_OVERHEAD_KIB = 64 << 10
 
 
 def persisted(case):
@@ -261,3 +270,112 @@ def test_static_membership(case):
     case.produce(generator.event() for _ in range(2000))
     finish(case, second)
     case.assert_clean()
+
+
+class Clock:
+    """A worker's wall clock, that the test can make jump; see dev/clock_shift.c."""
+
+    def __init__(self, folder, name):
+        self.library = folder / "libclock_shift.so"
+        if not self.library.exists():
+            clock.build(self.library)
+        self.file = folder / f"{name}.clock"
+        self.jump_to(0)
+
+    @property
+    def env(self):
+        return {"_LD_PRELOAD": self.library, "_CLOCK_SHIFT_FILE": self.file}
+
+    def jump_to(self, offset_s):
+        """In place: the worker has the file mapped."""
+        with open(self.file, "r+b" if self.file.exists() else "wb") as out:
+            out.write(struct.pack("=q", offset_s))
+
+
+def test_clocks_that_are_wrong_and_jump(case):
+    """Row 40: the clocks of two workers an hour ahead and behind, jumping both ways, then ten minutes back."""
+    generator = generate.Generator(89, case.schemas())
+    clocks = [Clock(case.folder, name) for name in ("ahead", "behind")]
+    workers = [case.start_ready(f"clock-{number}", **one.env) for number, one in enumerate(clocks)]
+    case.wait(lambda: [len(case.owned(worker)) for worker in workers] == [3, 3], "three partitions each")
+    began = case.query("SELECT now()")[0][0]
+    epochs = {partition: epoch for partition, (_, _, epoch) in case.frontiers().items()}
+
+    def wait_progress(which, what):
+        before = {partition: found[which] for partition, found in case.frontiers().items()}
+        case.wait(lambda: all(case.frontiers()[n][which] > before[n] for n in before), what)
+
+    with case.producing((generator.event() for _ in range(1_000_000)), per_second=1000):
+        wait_progress(1, "files while the clocks are right")
+        for offsets_s in ((3600, -3600), (-3600, 3600)):
+            for one, offset_s in zip(clocks, offsets_s, strict=True):
+                one.jump_to(offset_s)
+            wait_progress(0, "rows while the clocks are an hour off")
+        for worker in workers:
+            case.wait(lambda worker=worker: "RequestTimeTooSkewed" in worker.log(), f"{worker.name} to say what is wrong")
+        ingested = case.query("SELECT min(ingested_at) - now(), max(ingested_at) - now() FROM user_interactions")[0]
+        assert ingested[0].total_seconds() < -3500 and ingested[1].total_seconds() > 3500, "the clocks were off indeed"
+        for one in clocks:
+            one.jump_to(0)
+        wait_progress(1, "files when the clocks are right again")
+        # Within what S3 bears: files that were begun in what is the future now do not wait for it.
+        for one in clocks:
+            one.jump_to(-600)
+        for _ in range(2):
+            wait_progress(1, "files when the clocks went back")
+    assert {partition: epoch for partition, (_, _, epoch) in case.frontiers().items()} == epochs, "nobody was expelled"
+    recorded = case.query("SELECT min(recorded_at), max(recorded_at), now() FROM user_interactions")[0]
+    assert began <= recorded[0] and recorded[1] <= recorded[2], "the broker's time, not the worker's"
+    finish(case, *workers)
+    case.assert_clean()
+
+
+def large(generator, rng, size=0):
+    """A valid event with 15 kB that do not compress; or one that is blown up by blanks."""
+    fields = generator.fields(None)
+    fields["metadata"] = {"noise": base64.b64encode(rng.randbytes(11_250)).decode()}
+    value = json.dumps(fields).encode()
+    return generate.Event(fields["userId"].encode(), value + b" " * max(0, size - len(value)))
+
+
+def test_memory_stays_in_its_budget(make_case, stack):
+    """Row 42: one worker with fifty partitions, events of 15 kB to 1 MB, and files that nothing but memory makes roll."""
+    case = make_case(stack, partitions=50)
+    budget = 64 << 20
+    limits = {
+        "EXPORT__MEMORY_BYTES_MAX": budget,
+        "KAFKA__QUEUED_KBYTES_MAX": 8192,
+        "BATCH__BYTES_MAX": 4 << 20,
+        "ROLL__BYTES_MAX": 16 << 20,
+        "ROLL__ROWS_MAX": 1_000_000,
+        "ROLL__AGE_MS_MAX": 3_600_000,
+    }
+    worker = case.start_ready(**limits)
+    case.wait(lambda: len(case.owned(worker)) == 50, "all partitions", 60)
+    idle_kib = peak_kib(worker)
+    generator, rng = generate.Generator(90, bad_share=0), random.Random(90)
+    events = (large(generator, rng, 1_000_000 if number % 100 == 0 else 0) for number in range(EVENTS_OF_15_KB))
+    case.produce(spread(events, generator))
+    case.wait_drained(120)
+    used_kib = peak_kib(worker)
+    rolled = case.query("SELECT count(*) FROM export_files")[0][0]
+    print(f"{EVENTS_OF_15_KB * 15 >> 10} MiB of events, RSS {idle_kib >> 10} MiB idle, at most {used_kib >> 10} MiB, {rolled} files")
+    assert rolled > 0, "memory made files roll"
+    assert used_kib - idle_kib < (budget >> 10) + MEMORY_OVERHEAD_KIB
+    assert worker.stop(60) == 0, case.why()
+    heir = case.start_ready("heir", ROLL__AGE_MS_MAX=1000)
+    finish(case, heir)
+    case.assert_clean()
+
+
+def spread(events, generator):
+    """With a record in two hundred that is too large for any row."""
+    for number, event in enumerate(events):
+        yield event
+        if number % 200 == 0:
+            yield generator.bad("value_too_large")
+
+
+def peak_kib(worker):
+    with open(f"/proc/{worker.pid}/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
