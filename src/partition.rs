@@ -90,6 +90,8 @@ pub struct Partition {
     pub open_since: Option<Instant>,
     /// A batch is on its way to Postgres.
     pub in_flight: bool,
+    /// How large it is.
+    in_flight_bytes: usize,
     /// A batch that came back without a row that Postgres refused, to be written first.
     pub returned: Option<PartitionBatch>,
     /// Dead letters of the open batch that are not acknowledged yet.
@@ -146,6 +148,7 @@ impl Partition {
             open: PartitionBatch::default(),
             open_since: None,
             in_flight: false,
+            in_flight_bytes: 0,
             returned: None,
             unacknowledged: 0,
             wait: None,
@@ -190,12 +193,18 @@ impl Partition {
     /// Takes the batch that is to be written; the next one begins where it ends.
     pub fn take_batch(&mut self) -> PartitionBatch {
         self.in_flight = true;
-        if let Some(batch) = self.returned.take() {
-            return batch;
-        }
-        let next = self.empty_batch(self.open.next, self.open.day);
-        self.open_since = None;
-        std::mem::replace(&mut self.open, next)
+        let batch = self.returned.take().unwrap_or_else(|| {
+            let next = self.empty_batch(self.open.next, self.open.day);
+            self.open_since = None;
+            std::mem::replace(&mut self.open, next)
+        });
+        self.in_flight_bytes = batch.tuples.capacity();
+        batch
+    }
+
+    /// What its batches take of memory: the one that is being filled, and the one on its way.
+    pub fn batch_bytes(&self) -> usize {
+        self.open.tuples.capacity() + if self.in_flight { self.in_flight_bytes } else { 0 }
     }
 
     /// Whether the open batch has anything to write.
@@ -216,6 +225,13 @@ impl Partition {
     /// Whether nothing of this partition is on its way anywhere.
     pub fn is_idle(&self) -> bool {
         self.is_written() && self.parked.is_empty() && self.wait.is_none()
+    }
+
+    /// Whether nothing here keeps the next record from being taken.
+    pub fn is_listening(&self) -> bool {
+        // Beginning again, it waits for the poll thread's word.
+        let begins_again = self.assignment == u64::MAX;
+        self.is_idle() && !self.held && !self.leaving && self.stopping.is_none() && !begins_again
     }
 
     /// Whether the open batch may be written now.

@@ -17,9 +17,11 @@ mod intake;
 mod membership;
 mod parts;
 mod persist_side;
+mod silence;
 
 pub use parts::{Done, Ended, Reply};
 use parts::{Incoming, LaneHandle, Leaving, Shutdown, Stopped, Tasks};
+use silence::Silence;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -78,6 +80,8 @@ pub struct Pipeline {
     read_at: Instant,
     store_away_since: Option<Instant>,
     probing: bool,
+    silences: BTreeMap<i32, Silence>,
+    asking_silent: bool,
     finishing: bool,
     finished_at: Option<Instant>,
     asked_released_at: Instant,
@@ -167,6 +171,8 @@ impl Pipeline {
             read_at: now,
             store_away_since: None,
             probing: false,
+            silences: BTreeMap::new(),
+            asking_silent: false,
             finishing: false,
             finished_at: None,
             asked_released_at: now,
@@ -221,6 +227,7 @@ impl Pipeline {
             self.look_after_exports();
             self.look_after_days();
             self.look_after_partitions();
+            self.look_after_silence();
             self.report();
         }
         self.flood_if_written()

@@ -164,6 +164,11 @@ fn kafka(config: &Config, checks: &mut Checks<'_>) {
         max_poll,
         "else the worker is thrown out of the group while it waits for the ledger",
     );
+    checks.less(
+        ("kafka.assign_deadline_ms", kafka.assign_deadline_ms),
+        ("kafka.silence_ms_max", kafka.silence_ms_max),
+        "else taking partitions over looks like a stream that has stopped",
+    );
     checks.that(
         kafka.heartbeat_interval_ms <= kafka.session_timeout_ms / 3,
         &["kafka.heartbeat_interval_ms", "kafka.session_timeout_ms"],

@@ -55,6 +55,10 @@ sections! {
         /// KiB of records that the client may fetch ahead; part of the memory budget. Larger: more memory,
         /// more fetched in vain when partitions move. Smaller: catching up gets slower.
         queued_kbytes_max: u64 = 32_768;
+        /// A partition may give nothing for so long while another client reads records of it; found so twice,
+        /// the worker ends and is started anew. Larger: a client that hangs is noticed later. Smaller: must
+        /// stay above the assign deadline.
+        silence_ms_max: u64 = 120_000;
         /// How often the topic's partitions are asked for. Larger: added partitions are noticed later. Smaller: more
         /// requests, nothing gained.
         metadata_refresh_ms: u64 = 60_000;

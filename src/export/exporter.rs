@@ -117,10 +117,18 @@ impl Exporter {
 
     /// Memory held, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        let open = self.open.as_ref().map_or(0, OpenFile::memory_bytes);
-        let sealed: usize = self.sealed.iter().map(|(file, _)| file.body.len()).sum();
         let tail = self.reading.as_ref().and_then(|r| r.tail.as_ref()).map_or(0, Vec::len);
-        open + sealed + tail
+        self.open_bytes() + self.sealed_bytes() + tail
+    }
+
+    /// The open file's part of it, which sealing makes smaller.
+    pub fn open_bytes(&self) -> usize {
+        self.open.as_ref().map_or(0, OpenFile::memory_bytes)
+    }
+
+    /// The sealed files' part of it, which goes with their uploads.
+    pub fn sealed_bytes(&self) -> usize {
+        self.sealed.iter().map(|(file, _)| file.body.len()).sum()
     }
 
     /// What `shed` would give back: all but the file that is on its way.

@@ -35,6 +35,11 @@ pub fn client_config(config: &Config) -> ClientConfig {
     client
 }
 
+/// What one answer of a broker may bring. The client wants no less than its `message.max.bytes`; more than
+/// its own default fills memory, and a broker gives no more.
+const FETCH_BYTES_MIN: u64 = 1 << 20;
+const FETCH_BYTES_MAX: u64 = 50 << 20;
+
 /// The group's consumer. Our own invariants are set last: a pass-through key cannot undo them.
 pub fn consumer_config(config: &Config) -> ClientConfig {
     let kafka = &config.kafka;
@@ -42,6 +47,10 @@ pub fn consumer_config(config: &Config) -> ClientConfig {
     // Prefetch is part of the memory budget. More does not help: one poll thread empties it.
     client.set("queued.max.messages.kbytes", kafka.queued_kbytes_max.to_string());
     client.set("fetch.message.max.bytes", "1048576");
+    // The queue is looked at before a fetch, not while one is answered: an answer for many partitions could
+    // bring 50 MiB on top of it.
+    let fetch_bytes = (kafka.queued_kbytes_max << 9).clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX);
+    client.set("fetch.max.bytes", fetch_bytes.to_string());
     // The default of 1 s starves a consumer that keeps up; much less only costs wake-ups.
     client.set("fetch.queue.backoff.ms", "10");
     // Whatever partition is added is noticed within this time, and read from its beginning.

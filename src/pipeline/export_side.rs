@@ -87,32 +87,39 @@ impl Pipeline {
         self.start_read();
     }
 
-    /// One byte budget: at the limit the largest file rolls, or is dropped if the store is away.
+    /// One byte budget. From three quarters of it on the largest files roll; what is still above it is dropped
+    /// and read back later, be the store away or only slow.
     fn keep_memory(&mut self) {
         let queue = self.config.kafka.queued_kbytes_max << 10;
         let budget = self.config.export.memory_bytes_max.saturating_sub(queue) as usize;
         let away = self.store_away_since.is_some_and(|since| since.elapsed() > STORE_AWAY);
-        loop {
-            let batches: usize = self.partitions.values().map(|p| p.open.tuples.capacity()).sum();
-            let exports: usize = self.partitions.values().map(|p| p.exporter.memory_bytes()).sum();
-            if batches + exports <= budget {
-                return;
+        // A sealed file is smaller, and goes when it is uploaded: it does not count for rolling others.
+        while !away && self.memory_bytes() - self.sealed_bytes() > budget / 4 * 3 {
+            let open = self.partitions.values_mut().filter(|p| !p.exporter.is_uploading());
+            let Some(partition) = open.max_by_key(|p| p.exporter.open_bytes()) else { break };
+            if partition.exporter.open_bytes() == 0 {
+                break;
             }
+            if let Err(error) = partition.exporter.seal(Roll::Memory) {
+                halt(partition, &error);
+            }
+            self.start_uploads();
+        }
+        while self.memory_bytes() > budget {
             let largest = self.partitions.values_mut().max_by_key(|p| p.exporter.sheddable_bytes());
-            let Some(partition) = largest.filter(|p| p.exporter.sheddable_bytes() > 0) else {
-                return;
-            };
-            if !away && !partition.exporter.is_uploading() {
-                if let Err(error) = partition.exporter.seal(Roll::Memory) {
-                    halt(partition, &error);
-                }
-                self.start_uploads();
-                // Sealed it is smaller; what is left goes when it is uploaded.
-                return;
-            }
+            let Some(partition) = largest.filter(|p| p.exporter.sheddable_bytes() > 0) else { return };
             partition.exporter.shed();
             metrics::export_shed();
         }
+    }
+
+    /// Batches and files.
+    fn memory_bytes(&self) -> usize {
+        self.partitions.values().map(|p| p.batch_bytes() + p.exporter.memory_bytes()).sum()
+    }
+
+    fn sealed_bytes(&self) -> usize {
+        self.partitions.values().map(|p| p.exporter.sealed_bytes()).sum()
     }
 
     pub(super) fn start_uploads(&mut self) {

@@ -12,6 +12,10 @@ use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::{Command, SourceEvent, Start};
 use crate::partition::Partition;
 
+/// How long clients may take to close, twice. Longer delays the end of a worker whose client hangs; shorter leaves
+/// the group without a word, and its session has to run out.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+
 impl Pipeline {
     /// Starts taking partitions over; the answer comes back as [`Done::Assigned`].
     pub(super) fn assign(
@@ -136,10 +140,15 @@ impl Pipeline {
         // The callback that runs while the consumer closes finds nobody to ask, and goes on at once.
         events.close();
         while events.try_recv().is_ok() {}
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + CLOSE_MAX;
         while !self.source.is_finished() && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         failpoint!(pause "shutdown.after-leaving");
+        // A client waits for its own threads when it is dropped: one that hangs must not keep the process.
+        let dropped = tokio::task::spawn_blocking(move || drop(self));
+        if tokio::time::timeout(CLOSE_MAX, dropped).await.is_err() {
+            tracing::warn!("a client does not close: ending without it");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What the pipeline is told, what it holds, and how it ends.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::export::upload::Uploaded;
+use crate::kafka::probe::Found;
 use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::Start;
 use crate::postgres::lane::{Job, JobResult, PartitionBatch};
@@ -57,6 +59,11 @@ pub enum Done {
         ended: Uploaded,
     },
     StoreIsAway(bool),
+    /// What another client got where partitions give nothing.
+    Listened {
+        silent: Vec<(i32, i64)>,
+        found: BTreeMap<i32, Found>,
+    },
     /// Which partitions were seen empty at their frontier, and Postgres's clock when it was asked.
     Probed {
         now_ms: i64,

@@ -46,6 +46,7 @@ impl Pipeline {
             Done::Released(partitions) => self.on_released(partitions),
             Done::StopWritten { partition, ours } => self.on_stop_written(partition, ours),
             Done::Clock(now_ms, at) => self.clock = (now_ms, at),
+            Done::Listened { silent, found } => return self.on_listened(&silent, &found),
             Done::Failed(why) => return Err(Ended::Fatal(why)),
             export => return self.on_exported(export),
         }
