@@ -18,7 +18,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2] / "dev")]
 
 from confluent_kafka import Consumer, TopicPartition  # noqa: E402
-from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, NewTopic, ResourceType  # noqa: E402
+from confluent_kafka.admin import (  # noqa: E402
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 import generate  # noqa: E402
 import harness  # noqa: E402
@@ -48,7 +55,7 @@ def remake_topics(case, config):
 def one_clock_for_new_records(case):
     """From here on the broker stamps them, as the worker demands; what is there keeps the stamps that it came with."""
     admin = AdminClient({"bootstrap.servers": case.bootstrap})
-    entry = ConfigEntry("message.timestamp.type", "LogAppendTime")
+    entry = ConfigEntry("message.timestamp.type", "LogAppendTime", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, case.topic, incremental_configs=[entry])
     admin.incremental_alter_configs([resource])[resource].result(20)
 
