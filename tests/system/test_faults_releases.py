@@ -17,7 +17,7 @@ def columns(case):
     """(table, column) → (type, whether an INSERT may leave it out)."""
     found = case.query(
         """SELECT table_name, column_name, data_type, is_nullable = 'YES' OR column_default IS NOT NULL OR is_identity = 'YES'
-           FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_[0-9]{8}$'"""
+           FROM information_schema.columns WHERE table_schema = 'public' AND table_name !~ '_[0-9]{4}_[0-9]{2}_[0-9]{2}$'"""
     )
     return {(table, column): (kind, free) for table, column, kind, free in found}
 
