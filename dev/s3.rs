@@ -21,13 +21,16 @@
 //! |---|---|
 //! | `off` | the truth |
 //! | `403` `409` `500` `503` | that status (AccessDenied, ConditionalRequestConflict, InternalError, SlowDown); nothing is applied |
+//! | `expired` `kms` | 400 with ExpiredToken, or with KMS.DisabledException; nothing is applied |
+//! | `200-error` | 200, with an error for a body, as some gateways do; nothing is applied |
 //! | `delay` | the truth, `delay_ms` later (default 1000) |
 //! | `hang-before-apply` | silence; it is applied when the fault is next set, and then answered if anyone still listens |
 //! | `hang-after-apply` | it is applied, and the answer is kept back until the fault is next set: a lost answer |
 //! | `ignore-condition` | `If-None-Match` and `If-Match` are overlooked: an unsafe store |
 //!
-//! `op` is one of put, get, head, list, delete, all (default: all; put for 409, the hangs and ignore-condition);
-//! `prefix` limits it to keys that begin so, which a `list` is asked by its own prefix; `count` to so many requests.
+//! `op` is one of put, get, head, list, delete, all (default: all; put for 409, 200-error, the hangs and
+//! ignore-condition); `prefix` limits it to keys that begin so, which a `list` is asked by its own prefix; `count` to
+//! so many requests. Requests of a multipart upload are counted as `multipart`, and are not served.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,7 +48,7 @@ use futures::StreamExt;
 use s3s::auth::SimpleAuth;
 use s3s::dto::*;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use serde_json::json;
 use tokio::sync::{RwLock, watch};
@@ -53,19 +56,22 @@ use tokio::sync::{RwLock, watch};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Off,
-    Refuse(u16),
+    Refuse(&'static str),
     Delay,
     HangBeforeApply,
     HangAfterApply,
     IgnoreCondition,
 }
 
-const MODES: [(&str, Mode); 9] = [
+const MODES: [(&str, Mode); 12] = [
     ("off", Mode::Off),
-    ("403", Mode::Refuse(403)),
-    ("409", Mode::Refuse(409)),
-    ("500", Mode::Refuse(500)),
-    ("503", Mode::Refuse(503)),
+    ("403", Mode::Refuse("403")),
+    ("409", Mode::Refuse("409")),
+    ("500", Mode::Refuse("500")),
+    ("503", Mode::Refuse("503")),
+    ("expired", Mode::Refuse("expired")),
+    ("kms", Mode::Refuse("kms")),
+    ("200-error", Mode::Refuse("200-error")),
     ("delay", Mode::Delay),
     ("hang-before-apply", Mode::HangBeforeApply),
     ("hang-after-apply", Mode::HangAfterApply),
@@ -121,7 +127,11 @@ impl Faults {
                 _ => bail!("no such setting: {pair:?}"),
             }
         }
-        let only_puts = !matches!(next.mode, Mode::Off | Mode::Delay | Mode::Refuse(403 | 500 | 503));
+        let only_puts = match next.mode {
+            Mode::Off | Mode::Delay => false,
+            Mode::Refuse(how) => matches!(how, "409" | "200-error"),
+            Mode::HangBeforeApply | Mode::HangAfterApply | Mode::IgnoreCondition => true,
+        };
         next.operation = operation.unwrap_or_else(|| if only_puts { "put" } else { "all" }.to_owned());
         next.waiting = self.waiting;
         next.requests = std::mem::take(&mut self.requests);
@@ -151,6 +161,21 @@ impl Faults {
         })
         .to_string()
     }
+}
+
+fn refusal(how: &'static str) -> S3Error {
+    let (code, status) = match how {
+        "403" => (S3ErrorCode::AccessDenied, StatusCode::FORBIDDEN),
+        "409" => (S3ErrorCode::ConditionalRequestConflict, StatusCode::CONFLICT),
+        "500" => (S3ErrorCode::InternalError, StatusCode::INTERNAL_SERVER_ERROR),
+        "expired" => (S3ErrorCode::ExpiredToken, StatusCode::BAD_REQUEST),
+        "kms" => (S3ErrorCode::Custom("KMS.DisabledException".into()), StatusCode::BAD_REQUEST),
+        "200-error" => (S3ErrorCode::InternalError, StatusCode::OK),
+        _ => (S3ErrorCode::SlowDown, StatusCode::SERVICE_UNAVAILABLE),
+    };
+    let mut error = S3Error::with_message(code, "a fault was asked for");
+    error.set_status_code(status);
+    error
 }
 
 fn percent_decoded(text: &str) -> anyhow::Result<String> {
@@ -205,10 +230,7 @@ impl Store {
             (faults.meet(operation, key), faults.delay)
         };
         match mode {
-            Mode::Refuse(403) => Err(s3_error!(AccessDenied, "a fault was asked for")),
-            Mode::Refuse(409) => Err(s3_error!(ConditionalRequestConflict, "a fault was asked for")),
-            Mode::Refuse(500) => Err(s3_error!(InternalError, "a fault was asked for")),
-            Mode::Refuse(_) => Err(s3_error!(SlowDown, "a fault was asked for")),
+            Mode::Refuse(how) => Err(refusal(how)),
             Mode::Delay => {
                 tokio::time::sleep(delay).await;
                 Ok(mode)
@@ -357,7 +379,7 @@ impl S3 for Store {
 
 /// `_fault` cannot be a bucket: their names have no underscores.
 fn router(store: Store, service: S3Service) -> Router {
-    let (shown, set) = (store.clone(), store);
+    let (shown, set, asked) = (store.clone(), store.clone(), store);
     let fault = get(move || async move { shown.faults().as_json() }).post(move |uri: Uri| async move {
         let result = set.faults().set(uri.query().unwrap_or_default());
         match result {
@@ -370,8 +392,16 @@ fn router(store: Store, service: S3Service) -> Router {
     });
     Router::new().route("/_fault", fault).fallback(move |request: Request| {
         let service = service.clone();
+        if is_multipart(request.uri()) {
+            *asked.faults().requests.entry("multipart").or_default() += 1;
+        }
         async move { answer(service, request).await }
     })
+}
+
+fn is_multipart(uri: &Uri) -> bool {
+    let mut names = uri.query().unwrap_or_default().split('&').map(|pair| pair.split('=').next());
+    names.any(|name| matches!(name, Some("uploads" | "uploadId" | "partNumber")))
 }
 
 async fn answer(service: S3Service, request: Request) -> Response {

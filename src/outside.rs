@@ -103,6 +103,10 @@ pub trait Session: Send {
     fn connect(&mut self) -> DatabaseFuture<'_, ()>;
     /// Whatever is on its way is left to the database: an open transaction is rolled back by it.
     fn disconnect(&mut self);
+    /// How many statements the next `write` sends its rows in: it may take as many times as long.
+    fn statements(&self) -> u32 {
+        1
+    }
     /// One transaction up to its COMMIT: rows, then the compare-and-set.
     fn write<'a>(&'a mut self, job: &'a Job) -> BoxFuture<'a, Result<(), Failure>>;
     fn commit(&mut self) -> DatabaseFuture<'_, ()>;
@@ -140,4 +144,8 @@ pub trait DeadLetters: Send + Sync {
 pub trait Schemas: Send + Sync {
     /// Returns once there is a final answer, however long that takes.
     fn look_up(&self, id: u32) -> BoxFuture<'_, Answer>;
+    /// The same of an id that was missing not long ago: if it still is, the first answer is final.
+    fn look_again(&self, id: u32) -> BoxFuture<'_, Answer> {
+        self.look_up(id)
+    }
 }

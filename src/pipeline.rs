@@ -70,6 +70,8 @@ pub struct Pipeline {
     backlog: VecDeque<Incoming>,
     looking_up: BTreeSet<u32>,
     missing: BTreeMap<u32, Instant>,
+    /// Schema ids that the registry did not have, whenever that was: one more question decides.
+    was_missing: BTreeSet<u32>,
     leaving: Vec<Leaving>,
     tasks: Tasks,
     clock: (i64, Instant),
@@ -161,6 +163,7 @@ impl Pipeline {
             backlog: VecDeque::new(),
             looking_up: BTreeSet::new(),
             missing: BTreeMap::new(),
+            was_missing: BTreeSet::new(),
             leaving: Vec::new(),
             tasks: Tasks(done),
             clock: (now_ms, now),

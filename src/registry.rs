@@ -47,7 +47,7 @@ impl Registry {
     }
 
     /// A registry that is away is waited for.
-    async fn look_up_until_known(&self, id: u32) -> Answer {
+    async fn look_up_until_known(&self, id: u32, missing_after: Duration) -> Answer {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut missing_since = None;
         loop {
@@ -60,7 +60,7 @@ impl Registry {
                 Err(error) if is_missing(&error) => {
                     metrics::registry_looked_up("missing");
                     let since = *missing_since.get_or_insert_with(tokio::time::Instant::now);
-                    if since.elapsed() >= self.missing_after {
+                    if since.elapsed() >= missing_after {
                         return Answer::Missing;
                     }
                 }
@@ -79,7 +79,11 @@ impl Registry {
 
 impl Schemas for Registry {
     fn look_up(&self, id: u32) -> BoxFuture<'_, Answer> {
-        Box::pin(self.look_up_until_known(id))
+        Box::pin(self.look_up_until_known(id, self.missing_after))
+    }
+
+    fn look_again(&self, id: u32) -> BoxFuture<'_, Answer> {
+        Box::pin(self.look_up_until_known(id, Duration::ZERO))
     }
 }
 

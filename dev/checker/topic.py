@@ -8,9 +8,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from .environment import CannotCheck
 
 ERRORS = "__connect.errors."
-TRUNCATED = "feed_worker.value.truncated"
-VALUE_LENGTH = "feed_worker.value.length"
-VALUE_SHA256 = "feed_worker.value.sha256"
+TRUNCATED, LENGTH, SHA256 = (
+    {part: f"feed_worker.{part}.{what}" for part in ("value", "key")} for what in ("truncated", "length", "sha256")
+)
+HEADERS_DROPPED = "feed_worker.headers.dropped"
 REASON = "feed_worker.reject.reason"
 PLANTED = "x-planted-reason"
 BATCH = 5000

@@ -11,8 +11,9 @@ import json
 import os
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 LEVELS = ["NONE"] + [kind + suffix for kind in ("BACKWARD", "FORWARD", "FULL") for suffix in ("", "_TRANSITIVE")]
@@ -213,22 +214,84 @@ ROUTES = [
 ROUTES = [(method, re.compile(pattern), answer) for method, pattern, answer in ROUTES]
 
 
+class Faults:
+    """The fault that is set, and what was asked since."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.set({})
+
+    def set(self, values):
+        with self.lock:
+            self.mode = values.get("mode", "off")
+            self.left = int(values.get("count", -1))
+            self.delay_s = int(values.get("delay_ms", 1000)) / 1000
+            self.fired, self.requests, self.present, self.together = 0, {}, {}, {}
+
+    def enter(self, path):
+        """Counts a request, and says what shall happen to it."""
+        with self.lock:
+            self.requests[path] = self.requests.get(path, 0) + 1
+            self.present[path] = self.present.get(path, 0) + 1
+            self.together[path] = max(self.together.get(path, 0), self.present[path])
+            if self.mode == "off" or self.left == 0:
+                return "off"
+            self.left -= 1
+            self.fired += 1
+            return self.mode
+
+    def leave(self, path):
+        with self.lock:
+            self.present[path] = self.present.get(path, 1) - 1
+
+    def state(self):
+        with self.lock:
+            return {"mode": self.mode, "fired": self.fired, "requests": self.requests, "together": self.together}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # Headers and body leave in two writes; without this the second waits for the client's delayed acknowledgement.
     disable_nagle_algorithm = True
     store = None
+    faults = Faults()
 
     def answer(self):
         length = int(self.headers.get("Content-Length") or 0)
         raw = self.rfile.read(length)
+        parts = urlsplit(self.path)
+        if parts.path == "/_fault":
+            if self.command == "POST":
+                self.faults.set(dict(parse_qsl(parts.query)))
+            return self.send(200, self.faults.state())
+        if self.command != "GET" or not parts.path.startswith("/schemas/ids/"):
+            return self.send(*self.truth(raw))
+        mode = self.faults.enter(parts.path)
         try:
-            status, value = 200, self.route(raw)
+            if mode == "page":
+                self.send(404, None, b"<html><body>404 Not Found</body></html>", "text/html")
+            elif mode == "404":
+                self.send(404, {"error_code": 40403, "message": "Schema not found"})
+            elif mode.isdigit():
+                self.send(int(mode), {"error_code": int(mode) * 100 + 1, "message": "a fault was asked for"})
+            else:
+                if mode == "slow":
+                    time.sleep(self.faults.delay_s)
+                self.send(*self.truth(raw))
+        finally:
+            self.faults.leave(parts.path)
+
+    def truth(self, raw):
+        try:
+            return 200, self.route(raw)
         except ApiError as error:
-            status, value = error.status(), {"error_code": error.code, "message": error.message}
-        payload = json.dumps(value).encode()
+            return error.status(), {"error_code": error.code, "message": error.message}
+
+    def send(self, status, value, payload=None, content_type=CONTENT_TYPE):
+        if payload is None:
+            payload = json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("Content-Type", CONTENT_TYPE)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)

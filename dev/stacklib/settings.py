@@ -104,6 +104,7 @@ class Settings:
             "DATABASE_URL": f"postgres://postgres@127.0.0.1:{self.ports['postgres']}/{DATABASE}",
             "FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers(),
             "FEED_WORKER_REGISTRY__URL": f"http://127.0.0.1:{self.ports['registry']}",
+            "STACK_REGISTRY_FAULT_URL": f"http://127.0.0.1:{self.ports['registry']}/_fault",
             "FEED_WORKER_S3__ENDPOINT": f"http://127.0.0.1:{self.ports['s3']}",
             "FEED_WORKER_S3__BUCKET": BUCKET,
             "FEED_WORKER_S3__REGION": REGION,

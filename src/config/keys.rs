@@ -97,7 +97,7 @@ sections! {
         /// Limit that Postgres itself sets on a statement and on an idle transaction. Larger: a stopped owner
         /// holds its ledger rows for longer. Smaller: a large batch on a busy server never gets through.
         statement_timeout_ms: u64 = 5_000;
-        /// Limit of a whole transaction, seen from here; then the connection is thrown away. Larger: a
+        /// Limit of one answer of Postgres, seen from here; then the connection is thrown away. Larger: a
         /// connection into a black hole is noticed later. Smaller: must stay above the statement timeout.
         deadline_ms: u64 = 10_000;
         /// Limit for opening a connection. Larger: a dead address is noticed later. Smaller: a busy server is

@@ -4,13 +4,13 @@
 //!    added headers where it comes from and why it was rejected.
 //! 2. A letter is reported as sent only when the broker has acknowledged it (`acks=all`).
 //! 3. A DLQ that is away is waited for; nothing is given up while the partition is ours.
-//! 4. A letter that the broker finds too large is cut, with its length and hash in headers.
+//! 4. A letter that the broker finds too large is cut until it fits; headers say how long the whole was, and its hash.
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders, Timestamp};
+use rdkafka::message::{Header, Headers, OwnedHeaders, Timestamp};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
@@ -26,6 +26,8 @@ use crate::telemetry::metrics;
 /// What is left of a value that the broker finds too large. Larger risks a second refusal (brokers
 /// take 1 MiB by default, with headers); smaller loses more of what an operator wants to see.
 const TRUNCATED_VALUE_BYTES: usize = 512 << 10;
+/// What is smaller is not cut any further: a DLQ that does not even take this is not set up right.
+const CUT_BYTES_MIN: usize = 256;
 
 /// A rejected record, with all that its copy in the DLQ needs.
 pub struct DeadLetter {
@@ -35,6 +37,8 @@ pub struct DeadLetter {
     value: Option<Vec<u8>>,
     timestamp: Timestamp,
     headers: Option<OwnedHeaders>,
+    schema_id: Option<u32>,
+    cut: Cut,
     pub reject: Reject,
 }
 
@@ -47,6 +51,8 @@ impl DeadLetter {
             value: chunk.value(record).map(<[u8]>::to_vec),
             timestamp: record.timestamp,
             headers: record.headers.as_deref().cloned(),
+            schema_id: schema_id(chunk.value(record)),
+            cut: Cut::default(),
             reject,
         }
     }
@@ -68,24 +74,90 @@ impl DeadLetter {
         let headers = text(headers, "__connect.errors.exception.class.name", "feed_worker.Reject");
         let headers = text(headers, "__connect.errors.exception.message", &self.reject.to_string());
         let headers = text(headers, "feed_worker.reject.reason", self.reject.reason.as_str());
-        match self.reject.field {
+        let headers = match self.reject.field {
             Some(field) => text(headers, "feed_worker.reject.field", field),
             None => headers,
-        }
+        };
+        let headers = match self.schema_id {
+            Some(id) => text(headers, "feed_worker.schema.id", &id.to_string()),
+            None => headers,
+        };
+        self.cut.headers().iter().fold(headers, |headers, (key, value)| text(headers, key, value))
     }
 
-    /// Cuts the value and says so.
-    fn truncate(&mut self) {
-        let Some(value) = &mut self.value else { return };
-        let hash = Sha256::digest(&*value).iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let length = value.len().to_string();
-        value.truncate(TRUNCATED_VALUE_BYTES);
-        let headers = self.headers.take().unwrap_or_default();
-        let headers = headers
-            .insert(Header { key: "feed_worker.value.truncated", value: Some("true") })
-            .insert(Header { key: "feed_worker.value.length", value: Some(&length) })
-            .insert(Header { key: "feed_worker.value.sha256", value: Some(&hash) });
-        self.headers = Some(headers);
+    /// Makes the letter smaller and says so; false if there is nothing left to cut. What is largest goes
+    /// first: the record is found again by its coordinates.
+    fn cut(&mut self) -> bool {
+        let own = self.headers.as_ref().map_or(0, header_bytes);
+        let key = self.key.as_ref().map_or(0, Vec::len);
+        let value = self.value.as_ref().map_or(0, Vec::len);
+        let largest = own.max(key).max(value);
+        if largest < CUT_BYTES_MIN {
+            return false;
+        }
+        if largest == own {
+            self.cut.headers = self.headers.take().map(|headers| headers.count());
+        } else if largest == key {
+            cut_to_half(&mut self.key, &mut self.cut.key);
+        } else {
+            cut_to_half(&mut self.value, &mut self.cut.value);
+        }
+        true
+    }
+}
+
+/// What was cut off a letter.
+#[derive(Debug, Default)]
+struct Cut {
+    value: Option<Whole>,
+    key: Option<Whole>,
+    /// How many headers the record had.
+    headers: Option<usize>,
+}
+
+/// What something was before it was cut.
+#[derive(Debug)]
+struct Whole {
+    bytes: usize,
+    sha256: String,
+}
+
+impl Cut {
+    fn headers(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for (name, whole) in [("value", &self.value), ("key", &self.key)] {
+            let Some(whole) = whole else { continue };
+            found.push((format!("feed_worker.{name}.truncated"), "true".to_owned()));
+            found.push((format!("feed_worker.{name}.length"), whole.bytes.to_string()));
+            found.push((format!("feed_worker.{name}.sha256"), whole.sha256.clone()));
+        }
+        if let Some(count) = self.headers {
+            found.push(("feed_worker.headers.dropped".to_owned(), count.to_string()));
+        }
+        found
+    }
+}
+
+/// Keeps a beginning: at first as much as a broker with default limits takes, then half.
+fn cut_to_half(part: &mut Option<Vec<u8>>, whole: &mut Option<Whole>) {
+    let Some(bytes) = part else { return };
+    whole.get_or_insert_with(|| Whole {
+        bytes: bytes.len(),
+        sha256: Sha256::digest(&*bytes).iter().map(|b| format!("{b:02x}")).collect(),
+    });
+    bytes.truncate((bytes.len() / 2).min(TRUNCATED_VALUE_BYTES));
+    bytes.shrink_to_fit();
+}
+
+fn header_bytes(headers: &OwnedHeaders) -> usize {
+    headers.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum()
+}
+
+/// The id of a value's writer schema, if its first bytes are the Confluent framing.
+fn schema_id(value: Option<&[u8]>) -> Option<u32> {
+    match value? {
+        [0, a, b, c, d, ..] => Some(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => None,
     }
 }
 
@@ -121,16 +193,13 @@ impl DeadLetterTopic {
     /// An error is fatal for the producer: it will never send again.
     async fn send_until_acknowledged(&self, mut letter: DeadLetter) -> Result<(), KafkaError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-        let mut cut = false;
         loop {
             match self.try_send(&letter).await {
                 Ok(()) => {
                     metrics::dead_letters_sent(1);
                     return Ok(());
                 }
-                Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) if !cut => {
-                    letter.truncate();
-                    cut = true;
+                Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) if letter.cut() => {
                 }
                 Err(error @ KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => return Err(error),
                 Err(error) => {

@@ -26,6 +26,11 @@ const STORE_AWAY: Duration = Duration::from_secs(1);
 /// export behind for longer; shorter takes more of Postgres from persisting.
 const READ_YIELD: Duration = Duration::from_millis(500);
 
+/// A file that takes less than a partition's share of the memory budget divided by this is not worth an object of
+/// its own when memory is full. Larger makes small objects of what waits for a slow store; smaller drops and reads
+/// back what could have been uploaded.
+const ROLL_SHARE: usize = 4;
+
 /// How often the ends of the partitions are asked for. An agent forgets a gauge that is silent for
 /// longer than its flush interval of 10 s; more often costs brokers and a client each time.
 const REPORT_LAG: Duration = Duration::from_secs(10);
@@ -87,11 +92,10 @@ impl Pipeline {
         self.start_read();
     }
 
-    /// One byte budget. From three quarters of it on the largest files roll; what is still above it is dropped
-    /// and read back later, be the store away or only slow.
+    /// One byte budget. From three quarters of it on the largest files roll, and at its end also those whose turn to be
+    /// uploaded is not yet; what is still above it is dropped and read back later, be the store away or only slow.
     fn keep_memory(&mut self) {
-        let queue = self.config.kafka.queued_kbytes_max << 10;
-        let budget = self.config.export.memory_bytes_max.saturating_sub(queue) as usize;
+        let budget = self.memory_budget();
         let away = self.store_away_since.is_some_and(|since| since.elapsed() > STORE_AWAY);
         // A sealed file is smaller, and goes when it is uploaded: it does not count for rolling others.
         while !away && self.memory_bytes() - self.sealed_bytes() > budget / 4 * 3 {
@@ -100,17 +104,28 @@ impl Pipeline {
             if partition.exporter.open_bytes() == 0 {
                 break;
             }
-            if let Err(error) = partition.exporter.seal(Roll::Memory) {
-                halt(partition, &error);
-            }
+            seal(partition);
             self.start_uploads();
         }
+        let worth = budget / (ROLL_SHARE * self.partitions.len().max(1));
         while self.memory_bytes() > budget {
+            let open = self.partitions.values_mut().max_by_key(|p| p.exporter.open_bytes());
+            if let Some(partition) = open.filter(|p| !away && p.exporter.open_bytes() >= worth) {
+                seal(partition);
+                self.start_uploads();
+                continue;
+            }
             let largest = self.partitions.values_mut().max_by_key(|p| p.exporter.sheddable_bytes());
             let Some(partition) = largest.filter(|p| p.exporter.sheddable_bytes() > 0) else { return };
             partition.exporter.shed();
             metrics::export_shed();
         }
+    }
+
+    /// What batches and files may take together; the client's prefetch has its own part.
+    fn memory_budget(&self) -> usize {
+        let queue = self.config.kafka.queued_kbytes_max << 10;
+        self.config.export.memory_bytes_max.saturating_sub(queue) as usize
     }
 
     /// Batches and files.
@@ -168,11 +183,16 @@ impl Pipeline {
             return;
         }
         let rows_max = self.config.export.catch_up_rows;
+        let crowded = self.memory_bytes() > self.memory_budget() / 2;
         let after = self.read_after;
         let ids: Vec<i32> = self.partitions.keys().copied().collect();
         let turns = ids.iter().filter(|id| **id > after).chain(ids.iter().filter(|id| **id <= after));
         for id in turns {
             let Some(partition) = self.partitions.get_mut(id) else { continue };
+            // Rows that were dropped for want of memory would only be dropped again.
+            if crowded && partition.exporter.is_uploading() {
+                continue;
+            }
             let Some((from, upto)) = partition.exporter.next_read(partition.frontier, rows_max) else {
                 continue;
             };
@@ -423,6 +443,13 @@ impl Pipeline {
                 metrics::lag_export_records(id, end.saturating_sub(exported).max(0).cast_unsigned());
             }
         });
+    }
+}
+
+/// Closes the open file to give memory back.
+fn seal(partition: &mut Partition) {
+    if let Err(error) = partition.exporter.seal(Roll::Memory) {
+        halt(partition, &error);
     }
 }
 

@@ -171,6 +171,10 @@ impl Pipeline {
             return;
         }
         let schemas = self.outside.schemas.clone();
-        self.tasks.start(async move { Done::Schema { id, answer: schemas.look_up(id).await } });
+        let again = self.was_missing.contains(&id);
+        self.tasks.start(async move {
+            let answer = if again { schemas.look_again(id).await } else { schemas.look_up(id).await };
+            Done::Schema { id, answer }
+        });
     }
 }

@@ -20,13 +20,16 @@ use crate::telemetry::metrics;
 
 /// How long "there is no such schema" is believed. Longer keeps rejecting events of a schema that was
 /// registered late; shorter asks the registry about every bad id again and again.
-const MISSING_FOR: Duration = Duration::from_secs(300);
+const MISSING_FOR: Duration = Duration::from_secs(60);
 /// How long the group may take to say that a partition is another's, after the ledger said so. A worker
 /// that was stopped hears it within a heartbeat; longer leaves a partition without any owner.
 const FENCED_PATIENCE: Duration = Duration::from_secs(5);
 /// How often something unreadable is fetched again before an operator has to decide. More repeats what
 /// did not help; fewer pages for one bad transfer.
 const UNREADABLE_MAX: u32 = 3;
+/// How many ids are remembered that the registry did not have. More is memory for ids that are noise; an id
+/// beyond them holds up its partition each time as if it were new.
+const WAS_MISSING_MAX: usize = 10_000;
 
 impl Pipeline {
     pub(super) fn on_done(&mut self, done: Done) -> Result<(), Ended> {
@@ -414,12 +417,14 @@ impl Pipeline {
                 ),
             },
             Answer::Missing => {
-                tracing::error!(
-                    schema_id = id,
-                    "the registry has no such schema: its events are dead-lettered"
-                );
                 self.decoder.add_missing(id);
                 self.missing.insert(id, Instant::now());
+                if self.was_missing.len() < WAS_MISSING_MAX && self.was_missing.insert(id) {
+                    tracing::error!(
+                        schema_id = id,
+                        "the registry has no such schema: its events are dead-lettered"
+                    );
+                }
             }
         }
         let waiting: Vec<i32> = self

@@ -1,4 +1,5 @@
-//! Table and ledger of one topic, in Postgres.
+//! Table and ledger of one topic, in Postgres. Every call ends within `postgres.deadline_ms`: a connection that has
+//! gone silent gives no error of its own.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub struct Postgres {
     topic: String,
     options: PgConnectOptions,
     statement_timeout: Duration,
+    deadline: Duration,
 }
 
 impl Postgres {
@@ -32,6 +34,21 @@ impl Postgres {
             topic: config.kafka.topic.clone(),
             options: connect_options(config)?,
             statement_timeout: Duration::from_millis(config.postgres.statement_timeout_ms),
+            deadline: Duration::from_millis(config.postgres.deadline_ms),
+        })
+    }
+
+    /// Gives a call up that takes too long; the pool tries its connection before it is used again.
+    fn in_time<'a, T, F>(&self, call: F) -> DatabaseFuture<'a, T>
+    where
+        F: Future<Output = Result<T, sqlx::Error>> + Send + 'a,
+    {
+        let deadline = self.deadline;
+        Box::pin(async move {
+            tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| {
+                let why = format!("no answer within {deadline:?}");
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why).into())
+            })
         })
     }
 }
@@ -42,15 +59,15 @@ impl Database for Postgres {
     }
 
     fn topic_known(&self) -> DatabaseFuture<'_, (bool, i64)> {
-        Box::pin(ledger::topic_known(&self.pool, &self.topic))
+        self.in_time(ledger::topic_known(&self.pool, &self.topic))
     }
 
     fn enter_topic<'a>(&'a self, who: &'a Identity, first_day: i32) -> DatabaseFuture<'a, ()> {
-        Box::pin(ledger::enter_topic(&self.pool, who, first_day))
+        self.in_time(ledger::enter_topic(&self.pool, who, first_day))
     }
 
     fn peek(&self) -> DatabaseFuture<'_, BTreeMap<i32, Owned>> {
-        Box::pin(ledger::peek(&self.pool, &self.topic))
+        self.in_time(ledger::peek(&self.pool, &self.topic))
     }
 
     fn assign<'a>(
@@ -70,62 +87,62 @@ impl Database for Postgres {
         stop: Stop,
         detail: &'a str,
     ) -> DatabaseFuture<'a, bool> {
-        Box::pin(ledger::stop(&self.pool, &self.topic, partition, epoch, stop, detail))
+        self.in_time(ledger::stop(&self.pool, &self.topic, partition, epoch, stop, detail))
     }
 
     fn released<'a>(&'a self, partitions: &'a [i32]) -> DatabaseFuture<'a, Vec<i32>> {
-        Box::pin(ledger::released(&self.pool, &self.topic, partitions))
+        self.in_time(ledger::released(&self.pool, &self.topic, partitions))
     }
 
     fn enter_file<'a>(&'a self, file: &'a NewFile) -> DatabaseFuture<'a, Entered> {
-        Box::pin(ledger::enter_file(&self.pool, &self.topic, file))
+        self.in_time(ledger::enter_file(&self.pool, &self.topic, file))
     }
 
     fn read<'a>(&'a self, range: &'a Range) -> DatabaseFuture<'a, Reread> {
-        Box::pin(reread::read(&self.pool, &self.topic, range))
+        self.in_time(reread::read(&self.pool, &self.topic, range))
     }
 
     fn now_ms(&self) -> DatabaseFuture<'_, i64> {
-        Box::pin(days::now_ms(&self.pool))
+        self.in_time(days::now_ms(&self.pool))
     }
 
     fn advance(&self, at: (i32, i64, i64), days: (i32, i32)) -> DatabaseFuture<'_, bool> {
-        Box::pin(days::advance(&self.pool, &self.topic, at, days))
+        self.in_time(days::advance(&self.pool, &self.topic, at, days))
     }
 
     fn reached(&self, partition: i32, epoch: i64) -> DatabaseFuture<'_, Option<i32>> {
-        Box::pin(days::reached(&self.pool, &self.topic, partition, epoch))
+        self.in_time(days::reached(&self.pool, &self.topic, partition, epoch))
     }
 
     fn close_partition(&self, partition: i32, epoch: i64, day: i32) -> DatabaseFuture<'_, Option<i32>> {
-        Box::pin(days::close_partition(&self.pool, &self.topic, partition, epoch, day))
+        self.in_time(days::close_partition(&self.pool, &self.topic, partition, epoch, day))
     }
 
     fn topic_days(&self) -> DatabaseFuture<'_, Option<(i32, i32)>> {
-        Box::pin(days::topic_days(&self.pool, &self.topic))
+        self.in_time(days::topic_days(&self.pool, &self.topic))
     }
 
     fn least_closed(&self) -> DatabaseFuture<'_, Option<i32>> {
-        Box::pin(days::least_closed(&self.pool, &self.topic))
+        self.in_time(days::least_closed(&self.pool, &self.topic))
     }
 
     fn close_topic<'a>(&'a self, partitions: BoxFuture<'a, Option<Vec<i32>>>) -> DatabaseFuture<'a, ()> {
-        Box::pin(days::close_topic(&self.pool, &self.topic, partitions))
+        self.in_time(days::close_topic(&self.pool, &self.topic, partitions))
     }
 
     fn files(&self, from: i32, to: i32) -> DatabaseFuture<'_, Vec<FileEntry>> {
-        Box::pin(days::files(&self.pool, &self.topic, from, to))
+        self.in_time(days::files(&self.pool, &self.topic, from, to))
     }
 
     fn partitions(&self, of: i32) -> DatabaseFuture<'_, Vec<i32>> {
-        Box::pin(days::partitions(&self.pool, &self.topic, of))
+        self.in_time(days::partitions(&self.pool, &self.topic, of))
     }
 
     fn gaps(&self, of: i32) -> DatabaseFuture<'_, Vec<GapEntry>> {
-        Box::pin(days::gaps(&self.pool, &self.topic, of))
+        self.in_time(days::gaps(&self.pool, &self.topic, of))
     }
 
     fn finished(&self, day: i32) -> DatabaseFuture<'_, ()> {
-        Box::pin(days::finished(&self.pool, &self.topic, day))
+        self.in_time(days::finished(&self.pool, &self.topic, day))
     }
 }

@@ -104,7 +104,7 @@ impl Lane {
                         Err(why) => self.wait(&mut backoff, &why).await,
                     }
                 }
-                Err(Failure::Blocked(why)) => {
+                Err(Failure::Blocked(why) | Failure::TooSlow(why)) => {
                     self.evict_stopped_owner().await;
                     self.wait(&mut backoff, &why).await;
                 }
@@ -156,7 +156,7 @@ impl Lane {
         let deadline = self.deadline;
         let started = Instant::now();
         self.connect().await.map_err(Failure::Transient)?;
-        match timeout(deadline, self.session.write(job)).await {
+        match timeout(deadline * self.session.statements(), self.session.write(job)).await {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => {
                 if !matches!(failure, Failure::Fenced(_)) {

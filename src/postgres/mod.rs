@@ -14,8 +14,8 @@ pub mod transaction;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection};
 
 use crate::config::Config;
 
@@ -27,6 +27,10 @@ pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/postgres/mi
 /// Connections of the pool beside the lanes: ledger, reading back, two for files that are entered.
 /// Fewer make them wait for one another; more are load that Postgres gains nothing from.
 const POOL_CONNECTIONS_MAX: u32 = 5;
+
+/// How long a connection may take to show that it is usable when it comes back to the pool. Longer keeps a
+/// silent one's place; shorter throws away what is only slow.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a worker's sessions are called: a lane ends those of stopped workers, `ledger reconcile` refuses
 /// while there are any.
@@ -64,6 +68,16 @@ pub fn pool(config: &Config) -> Result<PgPool, sqlx::Error> {
         .max_connections(POOL_CONNECTIONS_MAX)
         .acquire_timeout(Duration::from_millis(config.postgres.connect_timeout_ms))
         .test_before_acquire(false)
+        // A call that was given up leaves its connection in the middle of an answer, or with a peer that has
+        // gone silent: the pool's own test on return has no limit, and would keep the place for as long.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                match tokio::time::timeout(RETURN_TIMEOUT, connection.ping()).await {
+                    Ok(answer) => answer.map(|()| true),
+                    Err(_) => Err(sqlx::Error::PoolTimedOut),
+                }
+            })
+        })
         .before_acquire(|connection, _| {
             Box::pin(async move {
                 let ask = sqlx::query_scalar::<_, String>("SHOW transaction_read_only").fetch_one(connection);

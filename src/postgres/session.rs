@@ -1,6 +1,6 @@
 //! A lane's session: one connection to Postgres.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use sqlx::postgres::PgConnectOptions;
@@ -16,12 +16,20 @@ use crate::outside::{DatabaseFuture, Session};
 /// a takeover from a stopped owner; shorter sends batches again over every hiccup.
 const LOCK_TIMEOUT_MS: &str = "1000";
 
+/// Most statements that a transaction's rows are sent in. More hold a transaction, and its locks, open for so many
+/// statement time-outs; fewer leave rows that never get through.
+const STATEMENTS_MAX: u32 = 1024;
+
 /// A connection, or none yet.
 pub struct PgSession {
     topic: String,
     options: PgConnectOptions,
     statement_timeout_ms: i64,
     connection: Option<PgConnection>,
+    /// How many statements a transaction's rows go in.
+    statements: u32,
+    /// How often in a row a statement took too long.
+    too_slow: u32,
 }
 
 impl PgSession {
@@ -31,6 +39,32 @@ impl PgSession {
             options: options.options([("lock_timeout", LOCK_TIMEOUT_MS)]),
             statement_timeout_ms: i64::try_from(statement_timeout.as_millis()).unwrap_or(i64::MAX),
             connection: None,
+            statements: 1,
+            too_slow: 0,
+        }
+    }
+
+    /// Rows that need longer than the statement time-out would be sent again for ever: the second time, and
+    /// from then on, each statement has half as many. Once they are fast again they go together again.
+    fn learn(&mut self, written: &Result<(), Failure>, took: Duration) {
+        match written {
+            Err(Failure::TooSlow(_)) => {
+                self.too_slow += 1;
+                if self.too_slow > 1 {
+                    self.statements = (self.statements * 2).min(STATEMENTS_MAX);
+                    tracing::warn!(
+                        self.statements,
+                        "rows need longer than the statement time-out: sent in parts"
+                    );
+                }
+            }
+            Err(_) => {}
+            Ok(()) => {
+                self.too_slow = 0;
+                if took.as_millis() * 2 < self.statement_timeout_ms.unsigned_abs().into() {
+                    self.statements = (self.statements / 2).max(1);
+                }
+            }
         }
     }
 
@@ -55,9 +89,16 @@ impl Session for PgSession {
 
     fn write<'a>(&'a mut self, job: &'a Job) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async {
-            let topic = self.topic.clone();
-            write(self.connection().map_err(failure)?, &topic, job).await
+            let (topic, statements) = (self.topic.clone(), self.statements);
+            let begun_at = Instant::now();
+            let written = write(self.connection().map_err(failure)?, &topic, job, statements).await;
+            self.learn(&written, begun_at.elapsed());
+            written
         })
+    }
+
+    fn statements(&self) -> u32 {
+        self.statements
     }
 
     fn commit(&mut self) -> DatabaseFuture<'_, ()> {

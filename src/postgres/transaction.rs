@@ -18,8 +18,10 @@ pub enum Failure {
     Unknown(String),
     /// The world's fault.
     Transient(String),
-    /// Somebody holds a lock, or a statement took too long.
+    /// Somebody holds a lock.
     Blocked(String),
+    /// A statement took longer than its time-out.
+    TooSlow(String),
 }
 
 impl std::fmt::Display for Failure {
@@ -28,7 +30,10 @@ impl std::fmt::Display for Failure {
             Failure::Fenced(partitions) => write!(f, "fenced: partitions {partitions:?}"),
             Failure::Duplicate => f.write_str("duplicate key"),
             Failure::Refused => f.write_str("a row was refused"),
-            Failure::Unknown(why) | Failure::Transient(why) | Failure::Blocked(why) => f.write_str(why),
+            Failure::Unknown(why)
+            | Failure::Transient(why)
+            | Failure::Blocked(why)
+            | Failure::TooSlow(why) => f.write_str(why),
         }
     }
 }
@@ -42,17 +47,21 @@ pub(super) fn failure(error: sqlx::Error) -> Failure {
     match sqlstate(&error).as_deref() {
         Some("23505") => Failure::Duplicate,
         Some(code) if refuses_a_row(code) => Failure::Refused,
-        // Lock time-out, statement time-out.
-        Some("55P03" | "57014") => Failure::Blocked(error.to_string()),
+        Some("55P03") => Failure::Blocked(error.to_string()),
+        Some("57014") => Failure::TooSlow(error.to_string()),
         _ => Failure::Transient(error.to_string()),
     }
 }
 
-/// Everything before the COMMIT.
-pub(super) async fn write(connection: &mut PgConnection, topic: &str, job: &Job) -> Result<(), Failure> {
+/// Everything before the COMMIT. The rows go in so many statements, each with the statement time-out to itself.
+pub(super) async fn write(
+    connection: &mut PgConnection,
+    topic: &str,
+    job: &Job,
+    statements: u32,
+) -> Result<(), Failure> {
     connection.execute("BEGIN").await.map_err(failure)?;
-    let tuples: Vec<&[u8]> = job.iter().map(|b| b.tuples.as_slice()).filter(|t| !t.is_empty()).collect();
-    if !tuples.is_empty() {
+    for tuples in split(job, statements)? {
         copy(connection, &tuples).await.map_err(failure)?;
     }
     let moved = move_frontiers(connection, topic, job).await.map_err(failure)?;
@@ -62,6 +71,32 @@ pub(super) async fn write(connection: &mut PgConnection, topic: &str, job: &Job)
     }
     connection.execute("ROLLBACK").await.map_err(failure)?;
     Err(Failure::Fenced(missing))
+}
+
+/// The rows of a job in so many parts of about the same number of rows; none if there are no rows.
+fn split(job: &Job, parts: u32) -> Result<Vec<Vec<&[u8]>>, Failure> {
+    let whole: Vec<&[u8]> = job.iter().map(|b| b.tuples.as_slice()).filter(|t| !t.is_empty()).collect();
+    if parts == 1 || whole.is_empty() {
+        return Ok(Some(whole).into_iter().filter(|whole| !whole.is_empty()).collect());
+    }
+    let rows: u64 = job.iter().map(|b| b.rows).sum();
+    let rows_max = rows.div_ceil(u64::from(parts)).max(1);
+    let (mut found, mut part, mut taken) = (Vec::new(), Vec::new(), 0);
+    for tuples in whole {
+        let (mut start, mut at) = (0, 0);
+        for tuple in row::Rows::new(tuples) {
+            if taken == rows_max {
+                part.push(&tuples[start..at]);
+                found.push(std::mem::take(&mut part));
+                (start, taken) = (at, 0);
+            }
+            at += tuple.map_err(|e| Failure::Transient(e.to_string()))?.bytes().len();
+            taken += 1;
+        }
+        part.push(&tuples[start..at]);
+    }
+    found.push(part);
+    Ok(found)
 }
 
 pub(super) async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx::Error> {

@@ -84,11 +84,11 @@ def test_oversize_is_truncated_with_length_and_hash(case):
     case.wait_drained()
     case.wait_exported()
     assert worker.stop() == 0, case.why()
-    (copy,) = [message for message in dead_letters(case) if topics.header(message.headers(), topics.TRUNCATED)]
+    (copy,) = [message for message in dead_letters(case) if topics.header(message.headers(), topics.TRUNCATED["value"])]
     headers = copy.headers()
     assert topics.header(headers, topics.REASON) == "value_too_large"
-    assert topics.header(headers, topics.VALUE_LENGTH) == str(len(large.value))
-    assert topics.header(headers, topics.VALUE_SHA256) == hashlib.sha256(large.value).hexdigest()
+    assert topics.header(headers, topics.LENGTH["value"]) == str(len(large.value))
+    assert topics.header(headers, topics.SHA256["value"]) == hashlib.sha256(large.value).hexdigest()
     assert large.value.startswith(copy.value()) and len(copy.value()) > 100_000
     summary = case.assert_clean()
     assert summary["truncated"] == 1 and summary["dead_lettered"] == 2
