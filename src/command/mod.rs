@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Provenance};
+use crate::event::InteractionTypes;
 use crate::telemetry;
 
 /// What a command ends with when it does not succeed. The numbers are in the README.
@@ -109,9 +110,9 @@ pub enum Command {
     Rejects(rejects::Command),
     /// Hold the topics to topics.yaml.
     Topics(topics::Args),
-    /// Register the event's schemas.
+    /// Check and register the event's schemas.
     Schemas(schemas::Args),
-    /// Produce events: generated load.
+    // Its text is that of the arguments.
     Produce(produce::Args),
     /// Print the failpoints, each with what can happen there.
     #[cfg(feature = "failpoints")]
@@ -126,19 +127,23 @@ pub struct ClientContext {
     pub dlq_topic: String,
     pub registry_url: String,
     pub registry_auth: Option<(String, String)>,
+    pub types: InteractionTypes,
 }
 
 impl ClientContext {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config) -> Result<Self, Failure> {
         let registry = &config.registry;
         let password = registry.password.as_ref().map(|p| p.expose().to_owned());
-        ClientContext {
+        let types = InteractionTypes::parse(&config.interactions.weights);
+        Ok(ClientContext {
             kafka: crate::kafka::client_config(config),
             topic: config.kafka.topic.clone(),
             dlq_topic: config.kafka.dlq_topic.clone(),
             registry_url: registry.url.clone(),
             registry_auth: registry.username.clone().zip(password),
-        }
+            // Refused when the configuration was checked, if it cannot be read.
+            types: types.map_err(anyhow::Error::msg)?,
+        })
     }
 }
 
@@ -171,9 +176,9 @@ async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> 
         Command::Config(args) => config::run(&args, &config, provenance).map_err(Failure::from),
         Command::Ledger(command) => ledger::run(command, &config).await,
         Command::Rejects(command) => rejects::run(command, &config).await,
-        Command::Topics(args) => topics::run(args, &ClientContext::new(&config)).await,
-        Command::Schemas(args) => Ok(schemas::run(args, &ClientContext::new(&config)).await?),
-        Command::Produce(args) => Ok(produce::run(args, &ClientContext::new(&config)).await?),
+        Command::Topics(args) => topics::run(args, &ClientContext::new(&config)?).await,
+        Command::Schemas(args) => schemas::run(args, &ClientContext::new(&config)?).await,
+        Command::Produce(args) => produce::run(args, &ClientContext::new(&config)?).await,
         #[cfg(feature = "failpoints")]
         Command::Failpoints => {
             for (name, can_fail) in crate::failpoint::POINTS {
@@ -181,5 +186,15 @@ async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> 
             }
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_do_not_contradict_themselves() {
+        super::Cli::command().debug_assert();
     }
 }

@@ -1,71 +1,47 @@
-//! `feed-worker produce`: sends generated events.
+//! `feed-worker produce`: sends a file of events, or generated ones.
+
+mod display;
+mod file;
+mod load;
 
 use std::fs::File;
-use std::io::IsTerminal;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, ensure};
+use serde::Serialize;
 
-use crate::command::ClientContext;
-use crate::produce::generator::{Generator, Settings};
-use crate::produce::report::{Deliveries, Report};
-use crate::produce::schemas;
-use crate::produce::sender::{self, Pace};
+use crate::command::{ClientContext, Failure};
 
-/// Send generated events to the source topic, and report how long each took.
+/// Send events to the source topic: those of a file (--file), or generated ones (--count, --duration).
 ///
-/// Every latency counts from the moment at which the schedule wanted the event sent, so a broker that
-/// stalls shows in the percentiles. Planted bad records carry the header `x-planted-reason`.
+/// From a file, every line is one event as JSON and is judged by the worker's own rules before it is sent. Bad
+/// lines are not sent: their numbers and reasons are in FILE.bad.ndjson, and the command ends with 65. A run that
+/// was killed goes on when it is started again, and sends nothing twice: its journal is FILE.progress.
+///
+/// Generated events are reported with the latency of their deliveries, counted from the moment at which the
+/// schedule wanted each sent, so a broker that stalls shows in the percentiles; a failure counts as the maximum.
+/// Planted bad records carry the header `x-planted-reason`.
+///
+/// Ctrl-C stops the sending, waits for what is under way, reports, and ends with 130.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How many events to send.
-    #[arg(long, required_unless_present = "duration")]
-    count: Option<u64>,
-    /// How long to send, for example 30s or 5m.
-    #[arg(long, value_parser = parse_duration)]
-    duration: Option<Duration>,
+    #[command(flatten)]
+    file: file::Args,
+    #[command(flatten)]
+    load: load::Args,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
     /// Events per second; without it as fast as the broker takes them.
     #[arg(long)]
     rate: Option<f64>,
-    /// Do not measure what is meant to be sent in this time, while the producer's first connections and
-    /// its id are fetched.
-    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "DURATION")]
-    warm_up: Duration,
-    /// Picks the events: the same seed gives the same events, apart from their timestamps.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Index of the first event, to go on where an earlier run of the same seed ended.
-    #[arg(long, default_value_t = 0)]
-    first: u64,
-    #[arg(long, default_value_t = 10_000)]
-    users: u64,
-    #[arg(long, default_value_t = 5_000)]
-    videos: u64,
-    /// Clusters that users and videos belong to: what a recommender has to find.
-    #[arg(long, default_value_t = 25)]
-    tastes: u64,
-    /// Share of the valid events that are JSON; the others are Avro.
-    #[arg(long, default_value_t = 0.2)]
-    json_share: f64,
-    /// Share of the Avro events that are written with the first version of the schema.
-    #[arg(long, default_value_t = 0.2)]
-    avro_v1_share: f64,
-    /// Share of planted bad records, every kind in turn.
-    #[arg(long, default_value_t = 0.0)]
-    bad_share: f64,
-    /// How long librdkafka waits for more records to send together.
-    #[arg(long, value_name = "MS", default_value_t = 5)]
-    linger_ms: u32,
-    /// Write a line of JSON for each delivered record: partition, offset, kind (valid or bad), reason.
-    #[arg(long, value_name = "FILE")]
-    record: Option<PathBuf>,
     /// Write the final report there as JSON.
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
+    #[arg(long, alias = "report", value_name = "FILE")]
+    report_json: Option<PathBuf>,
     /// How to show progress (on standard error).
     #[arg(long, value_enum, default_value_t = Progress::Auto)]
     progress: Progress,
@@ -83,87 +59,36 @@ pub enum Progress {
     None,
 }
 
-pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
-    if let Some(rate) = args.rate {
-        ensure!(rate.is_finite() && rate > 0.0, "--rate {rate}: must be above 0");
-    }
-    let generator = generator(&args, cx).await?;
-    let list = args.record.as_ref().map(create).transpose()?;
-    let deliveries = Arc::new(Deliveries::new(list)?);
-    let stop = Arc::new(AtomicBool::new(false));
-    let pace = Pace {
-        first: args.first,
-        count: args.count,
-        duration: args.duration,
-        events_per_second: args.rate,
-        warm_up: args.warm_up,
-    };
-    let mut sending = {
-        let (deliveries, stop) = (Arc::clone(&deliveries), Arc::clone(&stop));
-        let config = sender::producer_config(&cx.kafka, args.linger_ms);
-        let topic = cx.topic.clone();
-        tokio::task::spawn_blocking(move || {
-            sender::send(&config, &topic, &generator, pace, &deliveries, &stop)
-        })
-    };
-    let mut display = Display::new(&args);
-    let mut ticks = tokio::time::interval(display.interval());
-    let mut interrupted = false;
-    let sent = loop {
-        tokio::select! {
-            sent = &mut sending => break sent,
-            _ = ticks.tick() => display.show(deliveries.delivered()),
-            _ = tokio::signal::ctrl_c(), if !interrupted => {
-                interrupted = true;
-                stop.store(true, Ordering::Relaxed);
-            }
-        }
-    };
-    display.finish(deliveries.delivered());
-    let report = deliveries.report(args.seed).context("writing the list of records")?;
-    publish(&args, &report)?;
-    sent.context("the sending thread ended abnormally")??;
-    if let Some(error) = &report.first_error {
-        bail!("{} records were not delivered: {error}", report.failed);
-    }
-    if interrupted {
-        bail!("interrupted; what was sent before is delivered");
-    }
-    Ok(())
-}
-
-async fn generator(args: &Args, cx: &ClientContext) -> anyhow::Result<Generator> {
-    let settings = Settings {
-        seed: args.seed,
-        users: args.users,
-        videos: args.videos,
-        tastes: args.tastes,
-        json_share: args.json_share,
-        avro_v1_share: args.avro_v1_share,
-        bad_share: args.bad_share,
-    };
-    // JSON alone needs no registry.
-    let schemas = if args.json_share >= 1.0 {
-        None
+pub async fn run(args: Args, cx: &ClientContext) -> Result<(), Failure> {
+    args.common.check()?;
+    if args.file.path().is_some() {
+        file::run(args.file, &args.common, cx).await
     } else {
-        let registry = schemas::registry(&cx.registry_url, cx.registry_auth.as_ref())?;
-        Some(schemas::for_generator(&registry, &cx.topic, args.bad_share > 0.0).await?)
-    };
-    Generator::new(settings, schemas)
+        load::run(args.load, &args.common, cx).await
+    }
 }
 
-fn publish(args: &Args, report: &Report) -> anyhow::Result<()> {
-    if !args.quiet {
-        print!("{}", report.text());
+impl Common {
+    fn check(&self) -> anyhow::Result<()> {
+        if let Some(rate) = self.rate {
+            ensure!(rate.is_finite() && rate > 0.0, "--rate {rate}: must be above 0");
+        }
+        Ok(())
     }
-    if let Some(path) = &args.report {
-        serde_json::to_writer_pretty(create(path)?, report)
-            .with_context(|| format!("writing the report to {}", path.display()))?;
+
+    fn publish(&self, text: &str, report: &impl Serialize) -> anyhow::Result<()> {
+        if !self.quiet {
+            print!("{text}");
+        }
+        if let Some(path) = &self.report_json {
+            serde_json::to_writer_pretty(create(path)?, report)
+                .with_context(|| format!("writing the report to {}", path.display()))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
-fn create(path: &PathBuf) -> anyhow::Result<File> {
+fn create(path: &Path) -> anyhow::Result<File> {
     File::create(path).with_context(|| format!("creating {}", path.display()))
 }
 
@@ -180,68 +105,6 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = number.parse().map_err(|_| format!("`{text}` is no duration"))?;
     Duration::try_from_secs_f64(number * factor).map_err(|error| error.to_string())
-}
-
-/// Progress on standard error, in the manner that was asked for.
-enum Display {
-    Bar(ProgressBar),
-    Lines { total: Option<u64>, started: std::time::Instant },
-    None,
-}
-
-impl Display {
-    fn new(args: &Args) -> Self {
-        let total = args.count.or_else(|| Some((args.rate? * args.duration?.as_secs_f64()) as u64));
-        let wants_bar = match args.progress {
-            _ if args.quiet => return Self::None,
-            Progress::None => return Self::None,
-            Progress::Bar => true,
-            Progress::Lines => false,
-            Progress::Auto => std::io::stderr().is_terminal(),
-        };
-        if !wants_bar {
-            return Self::Lines { total, started: std::time::Instant::now() };
-        }
-        let (bar, template) = match total {
-            Some(total) => {
-                (ProgressBar::new(total), "{bar:32} {human_pos}/{human_len} delivered, {per_sec}, {eta} left")
-            }
-            None => (ProgressBar::no_length(), "{spinner} {human_pos} delivered, {per_sec}"),
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        Self::Bar(bar)
-    }
-
-    fn interval(&self) -> Duration {
-        match self {
-            Self::Bar(_) => Duration::from_millis(100),
-            _ => Duration::from_secs(2),
-        }
-    }
-
-    fn show(&mut self, delivered: u64) {
-        match self {
-            Self::Bar(bar) => bar.set_position(delivered),
-            Self::Lines { total, started } => {
-                let seconds = started.elapsed().as_secs_f64();
-                if delivered > 0 {
-                    let of_total = total.map_or(String::new(), |total| format!(" of {total}"));
-                    let rate = delivered as f64 / seconds;
-                    eprintln!("{delivered}{of_total} delivered after {seconds:.0} s ({rate:.0}/s)");
-                }
-            }
-            Self::None => {}
-        }
-    }
-
-    fn finish(&mut self, delivered: u64) {
-        if let Self::Bar(bar) = self {
-            bar.set_position(delivered);
-            bar.finish();
-        }
-    }
 }
 
 #[cfg(test)]

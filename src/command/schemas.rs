@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::command::ClientContext;
+use crate::command::{ClientContext, Failure};
 use crate::produce::schemas;
 
 /// The event's schemas in the registry.
@@ -31,7 +31,7 @@ const VERSIONS: [&str; 2] = ["interaction.v1.avsc", "interaction.avsc"];
 /// The schemas are those of this topic, whatever the topic is called where they are registered.
 const FOLDER: &str = "feed.interactions.v1";
 
-pub async fn run(args: Args, cx: &ClientContext) -> anyhow::Result<()> {
+pub async fn run(args: Args, cx: &ClientContext) -> Result<(), Failure> {
     let Action::Register { dir } = args.action;
     let registry = schemas::registry(&cx.registry_url, cx.registry_auth.as_ref())?;
     let subject = schemas::value_subject(&cx.topic);

@@ -1,10 +1,13 @@
 //! A small Avro encoder for [`Event`], compiled from whatever schema it is given. It shares no code
 //! with the worker's decoder, so that a mistake in one does not hide one in the other.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use super::event::Event;
+use crate::event::{Interaction, InteractionTypes};
 
 /// Writes events in the order and with the types of one schema.
 #[derive(Debug, Clone)]
@@ -69,8 +72,32 @@ impl Encoder {
     /// Appends the event's body, without framing.
     pub fn encode(&self, event: &Event, out: &mut Vec<u8>) {
         for (source, shape) in &self.fields {
-            write_field(*source, shape, event, out);
+            write_field(&content(*source, event), shape, out);
         }
+    }
+
+    /// As [`Encoder::encode`], of an event that was read. Errors: metadata that is no object of strings, which no
+    /// accepted event has.
+    pub fn encode_interaction(
+        &self,
+        event: &Interaction<'_>,
+        types: &InteractionTypes,
+        out: &mut Vec<u8>,
+    ) -> anyhow::Result<()> {
+        let metadata: Option<BTreeMap<String, String>> =
+            event.metadata.map(serde_json::from_str).transpose().context("metadata")?;
+        let entries: Option<Vec<(&str, String)>> = metadata
+            .as_ref()
+            .map(|entries| entries.iter().map(|(key, value)| (key.as_str(), value.clone())).collect());
+        for (source, shape) in &self.fields {
+            let content = match source {
+                Source::InteractionType => Content::Text(types.name(event.interaction_type)),
+                Source::Metadata => entries.as_deref().map_or(Content::Null, Content::Map),
+                source => content_of_interaction(*source, event),
+            };
+            write_field(&content, shape, out);
+        }
+        Ok(())
     }
 }
 
@@ -156,7 +183,25 @@ enum Content<'e> {
     Uuid(uuid::Uuid),
     Double(f64),
     Integer(i64),
-    Map(&'e [(&'static str, String)]),
+    Map(&'e [(&'e str, String)]),
+}
+
+fn content_of_interaction<'e>(source: Source, event: &Interaction<'e>) -> Content<'e> {
+    let text = |text: Option<&'e str>| text.map_or(Content::Null, Content::Text);
+    let double = |number: Option<f64>| number.map_or(Content::Null, Content::Double);
+    match source {
+        Source::UserId => Content::Uuid(event.user_id),
+        Source::VideoId => Content::Uuid(event.video_id),
+        Source::Timestamp => Content::Integer(event.occurred_at_ms),
+        Source::WatchTime => double(event.watch_time_seconds),
+        Source::RecommendationScore => double(event.recommendation_score),
+        Source::EventId => event.event_id.map_or(Content::Null, Content::Uuid),
+        Source::FeedSessionId => text(event.feed_session_id),
+        Source::Algorithm => text(event.algorithm),
+        Source::ExperimentVariantId => text(event.experiment_variant_id),
+        Source::Position => event.position.map_or(Content::Null, |rank| Content::Integer(i64::from(rank))),
+        Source::InteractionType | Source::Metadata | Source::Nothing => Content::Null,
+    }
 }
 
 fn content(source: Source, event: &Event) -> Content<'_> {
@@ -180,18 +225,17 @@ fn content(source: Source, event: &Event) -> Content<'_> {
     }
 }
 
-fn write_field(source: Source, shape: &Shape, event: &Event, out: &mut Vec<u8>) {
-    let content = content(source, event);
+fn write_field(content: &Content<'_>, shape: &Shape, out: &mut Vec<u8>) {
     if let Shape::Nullable { null_branch, value_branch, value } = shape {
-        match (&content, value) {
+        match (content, value) {
             (Content::Null, _) | (_, None) => write_long(*null_branch, out),
             (_, Some(shape)) => {
                 write_long(*value_branch, out);
-                write_content(&content, shape, out);
+                write_content(content, shape, out);
             }
         }
     } else {
-        write_content(&content, shape, out);
+        write_content(content, shape, out);
     }
 }
 

@@ -45,6 +45,7 @@ struct Details {
     list: Option<BufWriter<File>>,
 }
 
+/// What a failure counts as, too. Larger: a coarser histogram for nothing. Smaller: a long outage looks short.
 const LATENCY_US_MAX: u64 = 600_000_000;
 
 impl Deliveries {
@@ -78,7 +79,8 @@ impl Deliveries {
         let now = Instant::now();
         self.delivered.fetch_add(1, Ordering::Relaxed);
         let mut details = self.lock();
-        details.measure(sent, now);
+        let latency = now.saturating_duration_since(sent.intended).as_micros();
+        details.measure(sent, u64::try_from(latency).unwrap_or(u64::MAX));
         details.last_delivered = Some(now);
         details.value_bytes += value_bytes as u64;
         *details.by_encoding.entry(sent.encoding.as_str()).or_default() += 1;
@@ -88,16 +90,16 @@ impl Deliveries {
         details.enter(sent, partition, offset);
     }
 
-    /// A failure is as slow as it was until it was one.
+    /// A failure counts as the largest latency there is: who gives up early must not look fast.
     pub fn record_failed(&self, sent: &Sent, error: String) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         let mut details = self.lock();
-        details.measure(sent, Instant::now());
+        details.measure(sent, LATENCY_US_MAX);
         details.first_error.get_or_insert(error);
     }
 
     /// Everything so far; the list of records is complete on the disk after this.
-    pub fn report(&self, seed: u64) -> anyhow::Result<Report> {
+    pub fn report(&self, seed: Option<u64>) -> anyhow::Result<Report> {
         let mut details = self.lock();
         if let Some(list) = &mut details.list {
             list.flush()?;
@@ -138,10 +140,9 @@ impl Deliveries {
 }
 
 impl Details {
-    fn measure(&mut self, sent: &Sent, now: Instant) {
+    fn measure(&mut self, sent: &Sent, latency_us: u64) {
         if !sent.is_warm_up {
-            let latency = now.saturating_duration_since(sent.intended).as_micros();
-            self.latency_us.saturating_record(u64::try_from(latency).unwrap_or(u64::MAX).max(1));
+            self.latency_us.saturating_record(latency_us.max(1));
         }
         let earlier = self.first_intended.is_none_or(|first| sent.intended < first);
         if earlier {
@@ -173,7 +174,9 @@ impl Details {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    pub seed: u64,
+    /// Of generated events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     pub profile: &'static str,
     pub delivered: u64,
     pub failed: u64,
@@ -184,7 +187,7 @@ pub struct Report {
     pub events_per_second: f64,
     /// How many records the latencies are of: all but those of the warm-up.
     pub measured: u64,
-    /// Delivery report − intended send time.
+    /// Delivery report − intended send time; a failure is the largest value there is.
     pub latency_ms: Latency,
     pub by_encoding: BTreeMap<&'static str, u64>,
     pub planted_by_reason: BTreeMap<&'static str, u64>,
@@ -207,14 +210,14 @@ impl Report {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "delivered {} records ({:.1} MB of values) in {:.1} s: {:.0}/s, {} failed ({} build, seed {})",
+            "delivered {} records ({:.1} MB of values) in {:.1} s: {:.0}/s, {} failed ({} build{})",
             self.delivered,
             self.value_bytes as f64 / 1e6,
             self.seconds,
             self.events_per_second,
             self.failed,
             self.profile,
-            self.seed,
+            self.seed.map(|seed| format!(", seed {seed}")).unwrap_or_default(),
         );
         let _ = writeln!(
             text,
@@ -228,5 +231,44 @@ impl Report {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(intended: Instant) -> Sent {
+        Sent { intended, is_warm_up: false, encoding: Encoding::Json, planted: None }
+    }
+
+    #[test]
+    fn a_failure_counts_as_the_maximum() {
+        let deliveries = Deliveries::new(None).unwrap();
+        let now = Instant::now();
+        for offset in 0..98 {
+            deliveries.record_delivered(&sent(now), 0, offset, 10);
+        }
+        for _ in 0..2 {
+            deliveries.record_failed(&sent(now), "no".to_owned());
+        }
+        let report = deliveries.report(None).unwrap();
+        assert_eq!((report.delivered, report.failed, report.measured), (98, 2, 100));
+        let (latency, max_ms) = (report.latency_ms, LATENCY_US_MAX as f64 / 1e3);
+        assert!(latency.p95 < 10_000.0, "{latency:?}");
+        assert!(latency.p99 >= max_ms && latency.max >= max_ms, "{latency:?}");
+        assert_eq!(report.first_error.as_deref(), Some("no"));
+    }
+
+    #[test]
+    fn latency_counts_from_the_intended_send() {
+        let deliveries = Deliveries::new(None).unwrap();
+        let late = Instant::now().checked_sub(Duration::from_secs(3)).unwrap();
+        deliveries.record_delivered(&sent(late), 0, 0, 1);
+        let warm_up = Sent { is_warm_up: true, ..sent(late) };
+        deliveries.record_delivered(&warm_up, 0, 1, 1);
+        let report = deliveries.report(Some(1)).unwrap();
+        assert_eq!((report.delivered, report.measured), (2, 1));
+        assert!((3000.0..4000.0).contains(&report.latency_ms.p50), "{:?}", report.latency_ms);
     }
 }

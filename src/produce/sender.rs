@@ -9,7 +9,9 @@ use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{
+    BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer,
+};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::bad::PLANTED_REASON_HEADER;
@@ -28,12 +30,16 @@ pub struct Pace {
     /// Events per second by an open-loop schedule: a broker that is slow does not make the schedule
     /// wait, and the waiting counts as latency. None: as fast as the broker takes them.
     pub events_per_second: Option<f64>,
+    /// The schedule waits for the client's queue, and latency counts from the moment a record got into it.
+    /// Comparable to what other tools measure; it hides a broker that stalls.
+    pub is_closed_loop: bool,
     /// What is meant to be sent before this is delivered, but not measured.
     pub warm_up: Duration,
 }
 
 const METADATA_TIMEOUT: Duration = Duration::from_secs(15);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(90);
+const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Invariants of a producer of this topic, set last. Records are lost or doubled without them.
 pub fn producer_config(client: &ClientConfig, linger_ms: u32) -> ClientConfig {
@@ -43,6 +49,8 @@ pub fn producer_config(client: &ClientConfig, linger_ms: u32) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("linger.ms", linger_ms.to_string())
         .set("compression.type", "lz4")
+        // As the Java client places keys: a user's records lie in one partition, whoever sends them.
+        .set("partitioner", "murmur2_random")
         // Counted before compression; planted records of the kind value_too_large are this large.
         .set("message.max.bytes", "2000000")
         .set("message.timeout.ms", "60000");
@@ -78,6 +86,7 @@ pub fn send(
             break;
         }
         wait_until(intended, stop);
+        let intended = if pace.is_closed_loop { Instant::now() } else { intended };
         generator.write(pace.first + nth, now_ms(), &mut record);
         let sent = Sent {
             intended,
@@ -87,9 +96,14 @@ pub fn send(
         };
         send_one(&producer, topic, &record, sent, stop)?;
     }
-    producer.flush(FLUSH_TIMEOUT).with_context(|| {
-        format!("{} records were not acknowledged in {FLUSH_TIMEOUT:?}", producer.in_flight_count())
-    })
+    if producer.flush(FLUSH_TIMEOUT).is_err() {
+        let count = producer.in_flight_count();
+        // So that each of them is reported as a failure, and counts in the percentiles.
+        producer.purge(PurgeConfig::default().queue().inflight());
+        let _ = producer.flush(PURGE_TIMEOUT);
+        bail!("{count} records were not acknowledged in {FLUSH_TIMEOUT:?}");
+    }
+    Ok(())
 }
 
 struct DeliveryContext {
@@ -160,7 +174,7 @@ fn send_one(
 }
 
 /// Sleeps in pieces, so that a stop is noticed at low rates too.
-fn wait_until(intended: Instant, stop: &AtomicBool) {
+pub(super) fn wait_until(intended: Instant, stop: &AtomicBool) {
     const PIECE: Duration = Duration::from_millis(100);
     loop {
         let left = intended.saturating_duration_since(Instant::now());
@@ -172,7 +186,7 @@ fn wait_until(intended: Instant, stop: &AtomicBool) {
 }
 
 /// This process's clock, which may be a shifted one.
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }

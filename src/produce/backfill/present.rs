@@ -1,0 +1,163 @@
+//! Which lines an earlier run has brought into the topic: its records say so in their headers.
+//!
+//! What this module guarantees: every record of the run that the broker showed at some moment at least the
+//! settling time after the call is found. A killed run may have left a request on its way that the broker takes
+//! only now; so the end is looked at again until nothing of the run has come for that time.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::tracker::Offsets;
+use super::{LINE_HEADER, RUN_HEADER};
+use crate::kafka::{Quiet, probe};
+
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Without a single record or end of a partition for so long, the read is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Lines with where they lie.
+#[derive(Debug, Default)]
+pub struct Present {
+    pub lines: BTreeMap<u64, (i32, i64)>,
+    /// Lines that lie there twice.
+    pub doubles: u64,
+    /// Up to where the partitions were read.
+    pub offsets: Offsets,
+}
+
+pub struct Scan<'s> {
+    pub config: &'s ClientConfig,
+    pub topic: &'s str,
+    pub run: &'s str,
+}
+
+impl Scan<'_> {
+    /// The ends of all partitions as they are now.
+    pub fn ends(&self) -> anyhow::Result<Offsets> {
+        Ok(self.bounds()?.into_iter().map(|(partition, _, high)| (partition, high)).collect())
+    }
+
+    /// Reads from `from` on; a partition that it does not name is a new one.
+    pub fn settled(&self, from: &Offsets, settle: Duration) -> anyhow::Result<Present> {
+        let mut present = Present::default();
+        for (partition, low, high) in self.bounds()? {
+            let first = from.get(&partition).copied().unwrap_or(0);
+            ensure!(
+                low <= first || low == 0,
+                "partition {partition} begins at offset {low} by now: whether lines were sent from offset {first} on cannot be told any more"
+            );
+            ensure!(
+                high >= first,
+                "partition {partition} ends at offset {high}, but the earlier run had reached {first}: is this another topic of the same name?"
+            );
+            present.offsets.insert(partition, first);
+        }
+        self.read_to(self.ends()?, &mut present)?;
+        loop {
+            std::thread::sleep(settle);
+            let before = present.lines.len();
+            self.read_to(self.ends()?, &mut present)?;
+            if present.lines.len() == before {
+                return Ok(present);
+            }
+        }
+    }
+
+    /// Goes on to these ends. A fresh consumer each time: what it says of an end is later than the call.
+    pub fn read_to(&self, ends: Offsets, present: &mut Present) -> anyhow::Result<()> {
+        let mut open: Offsets = BTreeMap::new();
+        let mut list = TopicPartitionList::new();
+        for (partition, end) in ends {
+            let first = *present.offsets.entry(partition).or_insert(0);
+            if first < end {
+                list.add_partition_offset(self.topic, partition, Offset::Offset(first))?;
+                open.insert(partition, end);
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        let consumer: BaseConsumer<Quiet> = self.consumer_config().create_with_context(Quiet)?;
+        consumer.assign(&list)?;
+        let mut last_news = Instant::now();
+        while !open.is_empty() {
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    last_news = Instant::now();
+                    let (partition, next) = (message.partition(), message.offset() + 1);
+                    self.note(&message, present);
+                    present.offsets.insert(partition, next);
+                    if open.get(&partition).is_some_and(|end| next >= *end) {
+                        open.remove(&partition);
+                    }
+                }
+                // The last offsets before the end may hold no record.
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    last_news = Instant::now();
+                    if let Some(end) = open.remove(&partition) {
+                        present.offsets.insert(partition, end);
+                    }
+                }
+                Some(Err(error)) => tracing::debug!(%error, "reading what an earlier run has sent"),
+                None => {}
+            }
+            if last_news.elapsed() > SILENCE_MAX {
+                bail!(
+                    "topic {} does not answer: {} partitions were not read to their ends",
+                    self.topic,
+                    open.len()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, message: &BorrowedMessage<'_>, present: &mut Present) {
+        let Some(line) = line_of(message, self.run) else { return };
+        let place = (message.partition(), message.offset());
+        match present.lines.get(&line) {
+            Some(known) if *known != place => present.doubles += 1,
+            Some(_) => {}
+            None => {
+                present.lines.insert(line, place);
+            }
+        }
+    }
+
+    fn bounds(&self) -> anyhow::Result<Vec<(i32, i64, i64)>> {
+        let partitions = probe::partitions(self.config, self.topic, TIMEOUT);
+        let partitions = partitions.context("asking the broker for the partitions")?;
+        let bounds = probe::bounds(self.config, self.topic, &partitions, TIMEOUT);
+        bounds.context("asking the broker where the partitions begin and end")
+    }
+
+    fn consumer_config(&self) -> ClientConfig {
+        let mut config = self.config.clone();
+        config
+            .set("group.id", "feed-worker-produce")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "error")
+            .set("enable.partition.eof", "true")
+            // Somebody else's open transaction must not hide what lies behind it.
+            .set("isolation.level", "read_uncommitted")
+            .set("fetch.queue.backoff.ms", "10");
+        config
+    }
+}
+
+/// Which line of the run the record is.
+fn line_of(message: &BorrowedMessage<'_>, run: &str) -> Option<u64> {
+    let headers = message.headers()?;
+    let value = |name: &str| headers.iter().find(|header| header.key == name)?.value;
+    if value(RUN_HEADER)? != run.as_bytes() {
+        return None;
+    }
+    std::str::from_utf8(value(LINE_HEADER)?).ok()?.parse().ok()
+}
