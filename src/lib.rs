@@ -26,5 +26,6 @@ pub mod registry;
 pub mod reject_limit;
 pub mod retry;
 pub mod row;
+pub mod subjects;
 pub mod telemetry;
 pub mod topics;

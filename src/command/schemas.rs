@@ -1,13 +1,16 @@
-//! `feed-worker schemas register`: the schemas of the topic, in the registry.
+//! `feed-worker schemas check|register`: schemas beside those that are registered, for producers' pipelines.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use crate::command::{ClientContext, Failure};
-use crate::produce::schemas;
+use crate::produce::schemas::value_subject;
+use crate::subjects::client::Client;
+use crate::subjects::{self, Candidate, Findings};
+use crate::topics::{Compatibility, Contract};
 
-/// The event's schemas in the registry.
+/// Schemas beside those that are registered.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -16,12 +19,28 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Register every version of the value schema, oldest first; what is there already stays as it is.
-    Register {
-        /// Folder with one folder of schemas per topic.
-        #[arg(long, default_value = "schemas", value_name = "DIR")]
-        dir: PathBuf,
-    },
+    /// Say whether a schema goes with every registered version that the subject's mode makes count, and which
+    /// field does not. Registers nothing. Ends with 0 if it goes, with 2 if not.
+    Check(Which),
+    /// Register a schema, or find it registered; refuse it, with 2, if it does not go.
+    ///
+    /// Without a file: every version of the event's schema, oldest first.
+    Register(Which),
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The schema. Unless said: the event's.
+    file: Option<PathBuf>,
+    /// Unless said: that of the source topic's values.
+    #[arg(long)]
+    subject: Option<String>,
+    /// Folder with one folder of schemas per topic.
+    #[arg(long, default_value = "schemas", value_name = "DIR")]
+    dir: PathBuf,
+    /// Where the subject's wanted mode stands, if it does.
+    #[arg(long, default_value = "topics.yaml", value_name = "FILE")]
+    contract: PathBuf,
 }
 
 /// Oldest first: the registry numbers versions in the order of their registration, and checks each
@@ -32,18 +51,86 @@ const VERSIONS: [&str; 2] = ["interaction.v1.avsc", "interaction.avsc"];
 const FOLDER: &str = "feed.interactions.v1";
 
 pub async fn run(args: Args, cx: &ClientContext) -> Result<(), Failure> {
-    let Action::Register { dir } = args.action;
-    let registry = schemas::registry(&cx.registry_url, cx.registry_auth.as_ref())?;
-    let subject = schemas::value_subject(&cx.topic);
-    let folder = dir.join(FOLDER);
-    for name in VERSIONS {
-        let schema_json = read(&folder.join(name))?;
-        let id = schemas::register(&registry, &subject, &schema_json)
-            .await
-            .with_context(|| format!("{name} at {}", cx.registry_url))?;
-        println!("{subject}: {name} is schema {id}");
+    let client = Client::new(&cx.registry_url, cx.registry_auth.as_ref())?;
+    match args.action {
+        Action::Check(which) => {
+            let path = which.file.clone().unwrap_or_else(|| which.committed(VERSIONS[VERSIONS.len() - 1]));
+            let findings = which.check(&client, cx, &read(&path)?).await?;
+            print!("{}", findings.text());
+            verdict(&findings, &path)
+        }
+        Action::Register(which) => {
+            let paths = match &which.file {
+                Some(path) => vec![path.clone()],
+                None => VERSIONS.iter().map(|name| which.committed(name)).collect(),
+            };
+            for path in paths {
+                register(&which, &client, cx, &path).await?;
+            }
+            Ok(())
+        }
     }
+}
+
+async fn register(which: &Which, client: &Client, cx: &ClientContext, path: &Path) -> Result<(), Failure> {
+    let schema = read(path)?;
+    let subject = which.subject(cx);
+    let shown = path.display();
+    // What is there stays, whatever came after it: an old version need not go with the newest.
+    if let Some(known) = client.look_up(&subject, &schema).await? {
+        println!("{subject}: {shown} is version {}, schema {}", known.version, known.id);
+        return Ok(());
+    }
+    let findings = which.check(client, cx, &schema).await?;
+    if !findings.is_compatible() {
+        print!("{}", findings.text());
+    }
+    verdict(&findings, path)?;
+    if client.register(&subject, &schema).await?.is_none() {
+        return Err(Failure::Differs(format!("the registry refused {shown}: it is not compatible")));
+    }
+    let known = client.look_up(&subject, &schema).await?;
+    let known = known.context("the registry does not have what it has just registered")?;
+    println!("{subject}: {shown} registered as version {}, schema {}", known.version, known.id);
     Ok(())
+}
+
+fn verdict(findings: &Findings, path: &Path) -> Result<(), Failure> {
+    if findings.is_compatible() {
+        return Ok(());
+    }
+    Err(Failure::Differs(format!("{} is not compatible with {}", path.display(), findings.subject)))
+}
+
+impl Which {
+    fn subject(&self, cx: &ClientContext) -> String {
+        self.subject.clone().unwrap_or_else(|| value_subject(&cx.topic))
+    }
+
+    fn committed(&self, name: &str) -> PathBuf {
+        self.dir.join(FOLDER).join(name)
+    }
+
+    async fn check(&self, client: &Client, cx: &ClientContext, schema: &str) -> anyhow::Result<Findings> {
+        let subject = self.subject(cx);
+        let candidate = Candidate {
+            subject: &subject,
+            schema,
+            wanted_mode: self.wanted_mode(&subject)?,
+            is_event: subject == value_subject(&cx.topic),
+        };
+        subjects::check(client, &candidate).await.with_context(|| format!("at {}", cx.registry_url))
+    }
+
+    /// None: there is no contract here, or it does not name the subject.
+    fn wanted_mode(&self, subject: &str) -> anyhow::Result<Option<Compatibility>> {
+        if !self.contract.exists() {
+            return Ok(None);
+        }
+        let topics = Contract::read(&self.contract)?.topics(None)?;
+        let topic = topics.into_iter().find(|topic| topic.value.subject.as_deref() == Some(subject));
+        Ok(topic.and_then(|topic| topic.value.compatibility))
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
