@@ -19,6 +19,7 @@ use crate::export::manifest::file_key;
 use crate::row::{RowError, RowHasher, Rows, day_of_ms, day_text};
 
 use columns::ColumnBuilders;
+pub use columns::arrow_schema;
 
 /// Rows that are handed to the Parquet writer at once: many enough to be cheap, few enough that
 /// doing so (2–3 ms) does not hold up the pipeline.

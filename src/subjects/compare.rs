@@ -5,7 +5,7 @@
 //! calls a union compatible when some of its branches are.
 
 use apache_avro::Schema;
-use apache_avro::schema::{EnumSchema, RecordSchema};
+use apache_avro::schema::{Alias, EnumSchema, RecordSchema};
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 
 /// Schemas nest less deep; one that refers to itself would never end.
@@ -101,7 +101,7 @@ fn compare_to_any(writer: &Schema, reader: &Schema, path: &Path<'_>, found: &mut
 }
 
 fn compare_records(writer: &RecordSchema, reader: &RecordSchema, path: &Path<'_>, found: &mut Vec<String>) {
-    let other_names = || reader.aliases.iter().flatten().map(|alias| alias.name());
+    let other_names = || reader.aliases.iter().flatten().map(Alias::name);
     let (wrote, reads) = (writer.name.name(), reader.name.name());
     if wrote != reads && !other_names().any(|other| other == wrote) {
         path.tell(&format!("the record is called {wrote}, and a {reads} is read"), found);

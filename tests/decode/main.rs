@@ -3,6 +3,7 @@
 mod contract;
 mod examples;
 mod hostile;
+mod one_contract;
 mod oracle;
 mod resolution;
 mod rules;

@@ -33,6 +33,9 @@ def event(number, **changes):
         "watchTime": number / 8,
         "metadata": {"line": str(number), "city": "Zürich"},
     }
+    if number % 2:
+        fields |= {"feedSessionId": f"s{number}", "algorithm": "taste", "experimentVariantId": "b", "position": number % 50}
+        fields |= {"recommendationScore": 1 / number, "isMuted": True}
     return json.dumps(fields | changes, ensure_ascii=False)
 
 
@@ -147,10 +150,12 @@ def test_both_encodings_become_the_same_rows(case):
     case.start_ready()
     case.wait_drained()
     rows = case.query(
-        "SELECT event_id, user_id, video_id, interaction_type, occurred_at, watch_time_seconds, metadata::text, count(*)"
-        " FROM user_interactions GROUP BY 1, 2, 3, 4, 5, 6, 7"
+        "SELECT event_id, user_id, video_id, interaction_type, occurred_at, watch_time_seconds, metadata::text,"
+        " feed_session_id, algorithm, experiment_variant_id, position, recommendation_score, count(*)"
+        " FROM user_interactions GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
     )
     assert len(rows) == 300 and all(row[-1] == 2 for row in rows)
+    assert sum(row[-2] is not None for row in rows) == 150
     case.wait_exported()
     case.assert_clean(produced=False)
 

@@ -20,6 +20,7 @@ use crate::produce::backfill::bad_lines::BadLine;
 use crate::produce::backfill::{self, Format, Job, Outcome};
 use crate::produce::report::{Deliveries, Report};
 use crate::produce::schemas;
+use crate::subjects::client::Client;
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "A file of events")]
@@ -191,10 +192,15 @@ async fn format(wanted: Wanted, cx: &ClientContext) -> anyhow::Result<Format> {
     match wanted {
         Wanted::Json => Ok(Format::Json),
         Wanted::Avro => {
-            let registry = schemas::registry(&cx.registry_url, cx.registry_auth.as_ref())?;
+            let client = Client::new(&cx.registry_url, cx.registry_auth.as_ref())?;
             let subject = schemas::value_subject(&cx.topic);
-            let schema_id = schemas::register(&registry, &subject, schemas::CURRENT).await?;
-            Ok(Format::Avro { encoder: Encoder::new(schemas::CURRENT)?, schema_id })
+            let known = client.look_up(&subject, schemas::CURRENT).await?;
+            let known = known.with_context(|| {
+                format!(
+                    "the event's schema is not registered under {subject}: `feed-worker schemas register`"
+                )
+            })?;
+            Ok(Format::Avro { encoder: Encoder::new(schemas::CURRENT)?, schema_id: known.id })
         }
     }
 }

@@ -44,7 +44,7 @@ impl ColumnBuilders {
     pub(super) fn new() -> Self {
         let timestamp = || TimestampMillisecondBuilder::new().with_timezone("UTC");
         ColumnBuilders {
-            schema: schema(),
+            schema: arrow_schema(),
             rows: 0,
             bytes: 0,
             kafka_partition: Int32Builder::new(),
@@ -143,7 +143,7 @@ fn append_uuid(column: &mut StringBuilder, id: Option<Uuid>) {
 }
 
 /// The names and types that every file has, whatever is in it.
-fn schema() -> SchemaRef {
+pub fn arrow_schema() -> SchemaRef {
     let timestamp = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
     let types: [DataType; COLUMNS.len()] = [
         DataType::Int32,
