@@ -12,12 +12,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import crash_case
 import harness
 
 from .round import Round
-
-PROGRAM = harness.ROOT / "target" / "debug" / "examples" / "failpoints"
-
 
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="dev/crash", description=__doc__)
@@ -33,8 +31,8 @@ def parse_arguments():
 class Run:
     """Worlds beside each other, round after round, until there were enough kills."""
 
-    def __init__(self, arguments, stack, folder):
-        self.arguments, self.stack, self.folder = arguments, stack, folder
+    def __init__(self, arguments, stack, program, folder):
+        self.arguments, self.stack, self.program, self.folder = arguments, stack, program, folder
         self.until = time.monotonic() + arguments.seconds
         self.rounds = []
         self.failures = []
@@ -52,7 +50,7 @@ class Run:
             with self.lock:
                 number = next(self.numbers)
             seed = self.arguments.seed * 1000 + number
-            one = Round(self.stack, PROGRAM, self.folder / f"round-{number}", seed, self.arguments.kills_per_round)
+            one = Round(self.stack, self.program, self.folder / f"round-{number}", seed, self.arguments.kills_per_round)
             with self.lock:
                 self.rounds.append(one)
             try:
@@ -119,13 +117,12 @@ def record(run, started, seconds):
 
 def main():
     arguments = parse_arguments()
-    build = ["cargo", "build", "--locked", "--features", "failpoints", "--example", "failpoints"]
-    subprocess.run(build, cwd=harness.ROOT, check=True)
+    program = crash_case.program()
     target = harness.ROOT / "target"
     stack = harness.Stack(target / "stack-crash", "--s3", "versitygw", "--postgres-fast", fresh=True)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     began = time.monotonic()
-    run = Run(arguments, stack, target / "crash-matrix")
+    run = Run(arguments, stack, program, target / "crash-matrix")
     try:
         run.run()
     finally:

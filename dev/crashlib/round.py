@@ -17,7 +17,7 @@ KILLS_PER_DAY = 3
 FIRST_DAY_AGO = 12
 # How long a worker may take to come to its point before it is ended in another way.
 PATIENCE_S = 6.0
-ACTIONS = ["abort"] * 16 + ["stop", "error", "error", "delay"]
+ACTIONS = ["abort"] * 13 + ["stop", "stop", "error", "error", "delay"]
 # Each process comes to these only when it begins, or ends; the others again and again.
 ONCE = ("topic.", "assign.", "put.probe.", "list.", "shutdown.", "revoke.")
 SELDOM = ("reread.", "head.", "get.", "day.", "put.manifest.", "put.success.", "persist.in-settling")

@@ -4,9 +4,12 @@ The world goes through everything that a worker does, stage after stage, until t
 and the checker judges what table, DLQ and bucket hold.
 """
 
+import os
 import re
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -43,6 +46,10 @@ class World(harness.Case):
     """A case that is asked often: one connection, and no client for what is known here."""
 
     connection = None
+
+    def create_topic(self, name, partitions, config):
+        """Events of days past, and dead letters with their times, are not to be taken by the broker's retention."""
+        super().create_topic(name, partitions, config | {"retention.ms": "-1"})
 
     def query(self, statement, parameters=()):
         if self.connection is None:
@@ -280,6 +287,15 @@ class Crash:
                 event = self.generator.event(now_ms=now_ms)
                 self.case.send(producer, event, partition=partition, timestamp=now_ms)
         assert producer.flush(30) == 0, "the broker did not take every event"
+
+
+def program():
+    """The worker with failpoints, built beside the other one; FEED_TEST_FAILPOINTS names one that is there already."""
+    if found := os.environ.get("FEED_TEST_FAILPOINTS"):
+        return Path(found)
+    build = ["cargo", "build", "--locked", "--features", "failpoints", "--example", "failpoints"]
+    subprocess.run(build, cwd=harness.ROOT, check=True, capture_output=True)
+    return harness.ROOT / "target" / "debug" / "examples" / "failpoints"
 
 
 def days_are_closed(case):

@@ -82,7 +82,7 @@ class Generator:
 
     def event(self, now_ms=None):
         if self.rng.random() < self.bad_share:
-            return self.bad(self.rng.choice(self.reasons))
+            return self.bad(self.rng.choice(self.reasons), now_ms)
         return self.valid(now_ms)
 
     def pick(self):
@@ -155,8 +155,8 @@ class Generator:
 
     # ---- bad ones ------------------------------------------------------------------------------------------
 
-    def bad(self, reason):
-        fields = self.fields(None)
+    def bad(self, reason, now_ms=None):
+        fields = self.fields(now_ms)
         key = fields["userId"].encode()
         return Event(key, self.bad_value(reason, fields), reason)
 
