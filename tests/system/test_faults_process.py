@@ -4,16 +4,19 @@ Rows 1, 2, 6, 10, 12, 40, 42, 43, 44, 45 and 46.
 """
 
 import base64
+import contextlib
 import json
 import os
 import random
 import resource
 import signal
+import socket
 import stat
 import struct
 import subprocess
 import threading
 import time
+import uuid
 from pathlib import Path
 
 from stacklib import clock
@@ -378,3 +381,53 @@ def spread(events, generator):
 def peak_kib(worker):
     with open(f"/proc/{worker.pid}/status", encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+
+
+def drained_per_second(case, events, **env):
+    """The same topic into sinks that nobody has used, by one worker; rows per second."""
+    token = uuid.uuid4().hex[:6]
+    case.group, case.prefix, case.database = f"group-{token}", f"exports-{token}", f"statsd_{token}"
+    case._create_database()
+    worker = case.start_ready(**env)
+    case.wait(lambda: case.rows() > 0, "first rows")
+    rows, started = case.rows(), time.monotonic()
+    case.wait_drained()
+    rate = (events - rows) / (time.monotonic() - started)
+    case.wait_exported()
+    assert worker.stop() == 0, case.why()
+    return rate
+
+
+def test_agent_for_metrics_is_absent_or_slow(case):
+    """Row 44: nobody listens, or listens and never reads; the worker is as fast as with an agent."""
+    generator = generate.Generator(91, bad_share=0)
+    events = 30_000
+    case.produce(generator.event() for _ in range(events))
+    rates = {"read": [], "unread": [], "absent": []}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as agent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+        for one in (agent, deaf):
+            one.bind(("127.0.0.1", 0))
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        agent.settimeout(0.1)
+        ports = {"read": agent.getsockname()[1], "unread": deaf.getsockname()[1], "absent": harness.free_port()}
+        stop, lines = threading.Event(), []
+
+        def listen():
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    lines.append(agent.recv(65_536))
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        try:
+            for kind in (*ports, *reversed(ports)):  # twice each, so that a busy machine is fair
+                env = {"STATSD__ENABLED": "true", "STATSD__ADDR": f"127.0.0.1:{ports[kind]}"}
+                rates[kind].append(drained_per_second(case, events, **env))
+        finally:
+            stop.set()
+            listener.join()
+    best = {kind: max(found) for kind, found in rates.items()}
+    print({kind: round(rate) for kind, rate in best.items()})
+    assert any(b"persist.rows.committed" in line for line in lines), "the agent that is there gets metrics"
+    assert best["absent"] > 0.5 * best["read"] and best["unread"] > 0.5 * best["read"], best
+    case.assert_clean()
