@@ -32,12 +32,10 @@ class Slot:
 
 
 class Fleet:
-    def __init__(self, case, size_max, veteran_env, rng, extra_env=None):
+    def __init__(self, case, size_max, veteran_env):
         self.case = case
         self.slots = [Slot(number) for number in range(size_max)]
         self.veteran_env = veteran_env
-        self.extra_env = extra_env or (lambda slot: {})
-        self.rng = rng
         # Exit codes of workers that nobody killed: of those told to end, and of those that ended by themselves.
         self.told, self.untold = Counter(), Counter()
         self.notes = []
@@ -79,7 +77,6 @@ class Fleet:
         env = dict(plan.WORKER_ENV)
         if slot.number == VETERAN:
             env |= self.veteran_env
-        env |= self.extra_env(slot)
         slot.starts += 1
         slot.worker = self.case.start(f"worker-{slot.number}", **env)
 

@@ -31,6 +31,7 @@ class Nemesis:
         # Faults of this program, which are not the worker's.
         self.errors = []
         self.last = "-"
+        self.ended_at = None
         self._busy = set()
         self._guard = threading.Lock()
         self._stop = threading.Event()
@@ -48,6 +49,7 @@ class Nemesis:
         self._stop.set()
         self._thread.join()
         self._pool.shutdown(wait=True)
+        self.ended_at = time.monotonic()
         self._log.close()
         self.retried(self.world.restore_all)
 

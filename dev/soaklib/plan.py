@@ -16,8 +16,6 @@ class Plan:
     gap_s: tuple = (1.0, 3.0)
     # After the last fault, until every record is in table or DLQ and every row in a file.
     heal_s_max: float = 60.0
-    # Workers with faults planted inside (docs/failpoints.md).
-    failpoints: bool = False
 
     @property
     def seconds(self):
@@ -56,7 +54,7 @@ WORKER_ENV = {
     "REGISTRY__MISSING_AFTER_MS": 1000,
 }
 # A worker is what the budget counts and what it does not: code, threads, clients, allocator.
-RSS_MIB_MAX = MEMORY_BUDGET_MIB + 160
+RSS_MIB_MAX = MEMORY_BUDGET_MIB + 80
 # What a worker may grow by over its life once it is warm: two samples of one state differ by some MiB.
 RSS_GROWTH_MIB_MAX = 24
 # Before that a worker is not warm: pools and caches fill.

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import random
 import subprocess
 import threading
 import time
@@ -21,6 +20,8 @@ from .world import World
 TICK_S = 0.1
 # After the limit it is still waited for so long, to tell late from never.
 NEVER_S = 240.0
+# In a run of so many minutes every kind of fault must have had its turn.
+LONG_MINUTES = 10
 
 
 class NoVerdict(Exception):
@@ -51,6 +52,13 @@ class Producer:
             self.process = subprocess.Popen(
                 [harness.WORKER, *map(str, words)], env=case.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        self.ended_at = None
+        self._thread = threading.Thread(target=self._wait, name="producer", daemon=True)
+        self._thread.start()
+
+    def _wait(self):
+        self.process.wait()
+        self.ended_at = time.monotonic()
 
     @property
     def alive(self):
@@ -64,18 +72,17 @@ class Producer:
 
     def finish(self):
         """Waits for the last acknowledgement; what is in doubt spoils the count, so nothing may be."""
-        code = self.process.wait(180)
+        self._thread.join(180)
+        code = self.process.poll()
         if code != 0:
             tail = (self.case.folder / "produce.log").read_text(errors="replace")[-1500:]
             raise NoVerdict(f"producing ended with {code}: {tail}")
-        self.case.load_produced(self.list)
         return json.loads(self.report.read_text())
 
 
 class Run:
-    def __init__(self, plan, stack, folder, tell=lambda line: None, extra_env=None):
+    def __init__(self, plan, stack, folder, tell=lambda state: None):
         self.plan, self.stack, self.folder, self.tell = plan, stack, folder, tell
-        self.extra_env = extra_env
         self.outcome = Outcome()
         self.told_at = 0.0
 
@@ -87,14 +94,15 @@ class Run:
             ends.callback(case.close)
             proxies = ends.enter_context(proxy.Proxies(self.folder))
             world = World(case, proxies)
-            fleet = Fleet(case, max(plan.workers), world.veteran_env, random.Random(plan.seed + 1), self.extra_env)
+            fleet = Fleet(case, max(plan.workers), world.veteran_env)
             nemesis = Nemesis(plan, fleet, world, self.folder / "faults.ndjson")
             self._warm_up(fleet)
             producer = Producer(case, plan)
             ends.callback(producer.end)
             watch = ends.enter_context(harness.FrontierWatch(case, every_s=0.25))
             self._under_faults(fleet, nemesis, producer, case)
-            healing = self._heal(fleet, producer, case)
+            healing = self._heal(fleet, nemesis, producer, case)
+            case.load_produced(producer.list)
             self._judge(case, fleet, nemesis, watch, healing)
         return self.outcome
 
@@ -134,13 +142,16 @@ class Run:
             raise NoVerdict("a fault could not be made:\n" + "\n".join(nemesis.errors))
         self.outcome.figures["faults_s"] = round(time.monotonic() - began, 1)
         self.outcome.figures["faults"] = dict(sorted(nemesis.counts.items()))
+        idle = sorted({kind.name for kind in nemesis.kinds} - nemesis.counts.keys())
+        if self.plan.minutes >= LONG_MINUTES:
+            self.outcome.require(not idle, f"these faults never had their turn: {idle}")
         self.outcome.figures["s3_requests_met_by_a_fault"] = dict(sorted(nemesis.s3_requests_met.items()))
 
-    def _heal(self, fleet, producer, case):
+    def _heal(self, fleet, nemesis, producer, case):
         """Seconds from the end of the last fault and of producing until all is seen; None for never."""
         with _ticking(fleet):
             self.outcome.figures["produce"] = producer.finish()
-            began = time.monotonic()
+            began = max(nemesis.ended_at, producer.ended_at)
             ends = case.end_offsets()
             missing = None
             while (elapsed := time.monotonic() - began) < self.plan.heal_s_max + NEVER_S:
