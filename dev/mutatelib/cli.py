@@ -2,6 +2,7 @@
 
 import argparse
 import fcntl
+import signal
 import sys
 import time
 
@@ -152,6 +153,8 @@ def run(arguments):
 
 
 def main():
+    # So that what it started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return run(parse_arguments())
     except (catalogue.Mismatch, judge.NoVerdict) as error:

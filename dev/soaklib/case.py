@@ -7,15 +7,19 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 
 class SoakCase(harness.Case):
+    def admin(self):
+        # That a broker is away is what is wanted here, and nothing to be told.
+        return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 2})
+
     def create_topic(self, name, partitions, config):
-        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        admin = self.admin()
         copies = int(self.stack.env["STACK_BROKERS"])
         admin.create_topics([NewTopic(name, partitions, copies, config=config)])[name].result(30)
         harness.wait_until(lambda: name in admin.list_topics(timeout=10).topics, f"topic {name}")
 
     def partitions_without_all_copies(self):
         """Partitions that some broker does not follow: a second broker must not go now."""
-        topics = AdminClient({"bootstrap.servers": self.bootstrap}).list_topics(timeout=5).topics
+        topics = self.admin().list_topics(timeout=5).topics
         return [
             (name, number)
             for name, topic in topics.items()

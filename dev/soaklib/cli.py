@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,9 +83,10 @@ def run(arguments):
     stack = harness.Stack(ROOT / "target" / "soak" / "stack", "--brokers", "3", "--postgres-fast", fresh=True)
     try:
         outcome = Run(plan, stack, folder, display).go()
-    except (NoVerdict, AssertionError) as error:
+    except Exception as error:  # whatever it is, it says nothing about the worker
         display.end()
-        print(f"no verdict: {error}\nlogs: {folder}, {stack.folder}/log", file=sys.stderr)
+        told = error if isinstance(error, NoVerdict) else traceback.format_exc()
+        print(f"no verdict: {told}\nlogs: {folder}, {stack.folder}/log", file=sys.stderr)
         return NO_VERDICT
     finally:
         if not arguments.keep:

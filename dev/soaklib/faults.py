@@ -104,7 +104,7 @@ def broker_away(kill):
 
 
 def dlq_unwritable(nemesis, _):
-    nemesis.world.set_dlq_writable(False)
+    nemesis.retried(lambda: nemesis.world.set_dlq_writable(False))
     try:
         yield "dlq"
     finally:

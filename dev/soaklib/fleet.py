@@ -39,7 +39,7 @@ class Fleet:
         # Exit codes of workers that nobody killed: of those told to end, and of those that ended by themselves.
         self.told, self.untold = Counter(), Counter()
         self.notes = []
-        self.memory = {}  # (slot, pid) → [(seconds, MiB)]
+        self.memory = {}  # (slot, pid) → [(seconds, MiB resident, MiB of it that is no file)]
         self.began = time.monotonic()
         self._leaving = []
         self._guard = threading.Lock()
@@ -123,6 +123,10 @@ class Fleet:
         worker = slot.worker
         if worker is None or not worker.alive:
             return False
+        # Before it listens to signals, SIGTERM is the end of any process, and no shutdown.
+        deadline = time.monotonic() + 30
+        while worker.health()[0] is None and worker.alive and time.monotonic() < deadline:
+            time.sleep(0.1)
         try:
             worker.stop(timeout_s=60)
         except AssertionError as error:
@@ -149,10 +153,10 @@ class Fleet:
         now = time.monotonic() - self.began
         for slot in self.running():
             with contextlib.suppress(OSError, AttributeError, ValueError, IndexError):
-                pages = int(Path(f"/proc/{slot.worker.pid}/statm").read_text().split()[1])
-                if pages:
+                resident, of_files = map(int, Path(f"/proc/{slot.worker.pid}/statm").read_text().split()[1:3])
+                if resident:
                     samples = self.memory.setdefault((slot.number, slot.worker.pid), [])
-                    samples.append((round(now, 1), round(pages * PAGE / 2**20, 1)))
+                    samples.append((round(now, 1), *(round(pages * PAGE / 2**20, 1) for pages in (resident, resident - of_files))))
 
     def panics(self):
         """Lines of the logs that speak of a panic."""
@@ -178,15 +182,19 @@ class Fleet:
 
 
 def memory_of(samples):
-    """Largest, and what a straight line through everything after the warm-up grows by, in MiB."""
+    """Largest, and what a straight line through everything after the warm-up grows by, in MiB.
+
+    What grows is what the worker allocates: pages of the program itself come in as they are needed, and do not count.
+    """
     life = samples[-1][0] - samples[0][0]
-    warm = [(at, mib) for at, mib in samples if at - samples[0][0] >= min(plan.WARM_UP_S, life / 2)]
+    warm = [(at, mib) for at, _, mib in samples if at - samples[0][0] >= min(plan.WARM_UP_S, life / 2)]
     slope = _slope(warm)
     return {
         "life_s": round(life),
-        "max_mib": max(mib for _, mib in samples),
-        "first_warm_mib": warm[0][1],
-        "last_mib": samples[-1][1],
+        "max_mib": max(mib for _, mib, _ in samples),
+        "max_allocated_mib": max(mib for _, _, mib in samples),
+        "first_warm_allocated_mib": warm[0][1],
+        "last_allocated_mib": warm[-1][1],
         "slope_mib_per_minute": round(slope * 60, 2),
         "growth_mib": round(slope * (warm[-1][0] - warm[0][0]), 1),
     }

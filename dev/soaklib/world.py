@@ -6,7 +6,7 @@ import time
 import urllib.request
 
 import psycopg
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from stacklib import kafka, postgres, registry_process, s3
 from stacklib.settings import Settings
 
@@ -55,7 +55,7 @@ class World:
             incremental_operation=AlterConfigOpType.DELETE if writable else AlterConfigOpType.SET,
         )
         resource = ConfigResource(ResourceType.TOPIC, self.case.dlq_topic, incremental_configs=[entry])
-        admin = AdminClient({"bootstrap.servers": self.case.bootstrap})
+        admin = self.case.admin()  # it has to outlive its futures
         for future in admin.incremental_alter_configs([resource], request_timeout=20).values():
             future.result(30)
 
