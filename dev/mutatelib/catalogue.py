@@ -33,6 +33,11 @@ class Mutation:
         return self.test.startswith("cargo test ")
 
     @property
+    def pytest_words(self):
+        """`file::name[case]`, or a file and -k. A case may have spaces in its name."""
+        return shlex.split(self.test) if " -k " in self.test else [self.test]
+
+    @property
     def cargo_words(self):
         """What follows `cargo test`, as (before --, after --)."""
         words = shlex.split(self.test)[2:]
@@ -95,10 +100,13 @@ def _reasons(one, root):
 
 
 def _why_no_pytest(one, root):
-    path, _, name = one.test.partition("::")
+    selected = one.pytest_words
+    path, _, name = selected[0].partition("::")
     function = name.partition("[")[0].rpartition("::")[2]
     if not path.startswith("tests/") or not (root / path).is_file():
         return f"no test file {path}"
+    if not function:
+        return None if "-k" in selected else f"a test of {path} has to be named, or chosen by -k"
     if not re.search(rf"^\s*def {re.escape(function)}\(", (root / path).read_text(encoding="utf-8"), re.M):
         return f"no test {function} in {path}"
     return None

@@ -60,7 +60,7 @@ def _pytest(name, mutation):
     report = LOGS / f"{name}.xml"
     report.unlink(missing_ok=True)
     python = TREE / "target" / "venv" / "bin" / "python"
-    code, log = _run(name, [python, "-m", "pytest", mutation.test, "-q", "-x", "-p", "no:cacheprovider", f"--junitxml={report}"])
+    code, log = _run(name, [python, "-m", "pytest", *mutation.pytest_words, "-q", "-x", "-p", "no:cacheprovider", f"--junitxml={report}"])
     if code not in (0, 1) or not report.exists():
         raise NoVerdict(f"pytest ended with {code}: {log}")
     suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")

@@ -20,6 +20,7 @@ def test_every_mutation_fits_the_sources():
         ({"file": "src/no_such_file.rs"}, "no file"),
         ({"test": "tests/system/test_zombie.py::test_no_such"}, "no test test_no_such"),
         ({"test": "tests/system/no_such.py::test_it"}, "no test file"),
+        ({"test": "tests/system/test_zombie.py"}, "has to be named"),
         ({"test": "cargo test --test decode -- no_such_test"}, "no Rust test"),
         ({"test": "cargo test --test no_such_target"}, "no Rust test target"),
         ({"test": "cargo test --locked"}, "needs --test"),
