@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assignment;
+pub mod audit;
 pub mod command;
 pub mod config;
 pub mod event;

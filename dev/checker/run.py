@@ -138,6 +138,7 @@ def summarise(report, export_files, closed):
         "gapped": figures["gapped"],
         "redated": figures["redated"],
         "truncated": figures["truncated"],
+        "dead_letters_of_rows": figures["dead_letters_of_rows"],
         "beyond_retention": figures["beyond_retention"],
         "unadopted": figures["unadopted"],
         "partitions": figures["partitions"],

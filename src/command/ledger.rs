@@ -30,8 +30,11 @@ pub enum Command {
     /// Every worker must be stopped.
     Reconcile {
         /// Why, for whoever asks later.
+        #[arg(long, required_unless_present = "dry_run")]
+        reason: Option<String>,
+        /// Do all of it in a transaction that is then given up: say what would change, and change nothing.
         #[arg(long)]
-        reason: String,
+        dry_run: bool,
     },
 }
 
@@ -39,7 +42,9 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
     match command {
         Command::Show { json } => show(config, json).await,
         Command::AcceptGap { partition, to, reason } => accept_gap(config, partition, to, &reason).await,
-        Command::Reconcile { reason } => super::reconcile::run(config, &reason).await,
+        Command::Reconcile { reason, dry_run } => {
+            super::reconcile::run(config, &reason.unwrap_or_default(), dry_run).await
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The commands, one file each, and what they end with.
 
+pub mod audit;
 pub mod config;
+pub mod exports;
 pub mod ledger;
 pub mod maintain;
 pub mod migrate;
@@ -69,13 +71,14 @@ pub const INTERRUPTED: i32 = 130;
 
 const EXIT_CODES: &str = "Exit codes:
   0    done, or shut down as asked
-  2    differences: the cluster is not as topics.yaml has it, or a schema is not compatible
+  2    differences: the cluster is not as topics.yaml has it, a schema is not compatible, or what `audit` or
+       `exports verify` looked at is not as it must be
   64   wrong arguments, or bad configuration (the key is named)
   65   bad events: a flood of them (see `feed-worker rejects accept`), or lines of a file that were not sent
-  66   refused ledger: it belongs to another cluster or group, or its schema is not this program's
+  66   refused: the ledger is another cluster's, group's or program's, or what was asked for would do harm
   67   unsafe store: the bucket does not honour conditional writes
   70   fatal client error, or an error of this program
-  75   gave up after a deadline
+  75   gave up: a deadline has passed, or a server is away
   130  interrupted: `run` by a second signal, `produce` by the first";
 
 /// Feed interactions from Kafka to Postgres and Parquet on S3, exactly once in effect.
@@ -108,6 +111,11 @@ pub enum Command {
     /// Decide about a flood of rejected events.
     #[command(subcommand)]
     Rejects(rejects::Command),
+    /// See whether everything is where it must be, once.
+    Audit(audit::Args),
+    /// See whether the bucket has what the ledger says, and put back what it lacks.
+    #[command(subcommand)]
+    Exports(exports::Command),
     /// Hold the topics to topics.yaml.
     Topics(topics::Args),
     /// Check and register the event's schemas.
@@ -176,6 +184,8 @@ async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> 
         Command::Config(args) => config::run(&args, &config, provenance).map_err(Failure::from),
         Command::Ledger(command) => ledger::run(command, &config).await,
         Command::Rejects(command) => rejects::run(command, &config).await,
+        Command::Audit(args) => audit::run(args, &config).await,
+        Command::Exports(command) => exports::run(command, &config).await,
         Command::Topics(args) => topics::run(args, &ClientContext::new(&config)?).await,
         Command::Schemas(args) => schemas::run(args, &ClientContext::new(&config)?).await,
         Command::Produce(args) => produce::run(args, &ClientContext::new(&config)?).await,

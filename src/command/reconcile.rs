@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use sqlx::{Postgres, Transaction};
 
+pub(super) use self::bucket::insist;
 use self::bucket::{Bucket, Object, Survey};
 use super::Failure;
 use super::ledger::log_action;
@@ -39,7 +40,7 @@ struct Moved {
     released: bool,
 }
 
-pub async fn run(config: &Config, reason: &str) -> Result<(), Failure> {
+pub async fn run(config: &Config, reason: &str, dry_run: bool) -> Result<(), Failure> {
     let topic = &config.kafka.topic;
     let bucket = Bucket::connect(config).await?;
     let mut tx = reconcile::begin(config).await.context("connecting to postgres (DATABASE_URL)")?;
@@ -59,6 +60,13 @@ pub async fn run(config: &Config, reason: &str) -> Result<(), Failure> {
     let days = days::reconcile(&mut tx, &bucket, topic, &stand, &survey).await?;
     if moved.is_empty() && days == stand_days(&stand) {
         println!("the ledger of {topic} knows all that lies in the bucket: nothing to do");
+        return Ok(());
+    }
+    if dry_run {
+        // Given up with everything in it: what was told is what the transaction would have left.
+        tx.rollback().await.context("giving the transaction up")?;
+        report(topic, &moved, days);
+        println!("nothing was changed: this was a dry run");
         return Ok(());
     }
     let detail = serde_json::json!({

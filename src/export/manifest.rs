@@ -115,7 +115,7 @@ fn schema_version() -> u32 {
 }
 
 /// The folder of a day, without a slash at its end. The prefix may be empty.
-fn day_folder(prefix: &str, day: i32) -> String {
+pub fn day_folder(prefix: &str, day: i32) -> String {
     let day = day_text(day);
     match prefix.trim_matches('/') {
         "" => day,

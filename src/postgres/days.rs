@@ -5,6 +5,8 @@
 //! 3. The topic closes a day when every partition that the broker has, asked while the topic's row is
 //!    held, has closed it. Then nothing can be added to it any more.
 
+use std::collections::BTreeMap;
+
 use sqlx::postgres::PgPool;
 use sqlx::{PgExecutor, Row};
 
@@ -196,8 +198,42 @@ pub async fn files(
     Ok(rows.iter().map(entry).collect())
 }
 
+/// The epochs under which a day's files were written, by key.
+pub async fn epochs(
+    executor: impl PgExecutor<'_>,
+    topic: &str,
+    of: i32,
+) -> Result<BTreeMap<String, i64>, sqlx::Error> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(concat!(
+        "SELECT object_key, epoch FROM export_files WHERE topic = $1 AND day = ",
+        day!(2)
+    ))
+    .bind(topic)
+    .bind(of)
+    .fetch_all(executor)
+    .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Where the next file of each partition begins.
+pub async fn export_frontiers(
+    executor: impl PgExecutor<'_>,
+    topic: &str,
+) -> Result<BTreeMap<i32, i64>, sqlx::Error> {
+    let rows: Vec<(i32, i64)> =
+        sqlx::query_as("SELECT partition, export_frontier FROM partition_ledger WHERE topic = $1")
+            .bind(topic)
+            .fetch_all(executor)
+            .await?;
+    Ok(rows.into_iter().collect())
+}
+
 /// The partitions that the topic had on a day.
-pub async fn partitions(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<i32>, sqlx::Error> {
+pub async fn partitions(
+    executor: impl PgExecutor<'_>,
+    topic: &str,
+    of: i32,
+) -> Result<Vec<i32>, sqlx::Error> {
     sqlx::query_scalar(concat!(
         "SELECT partition FROM partition_ledger WHERE topic = $1 AND first_day <= ",
         day!(2),
@@ -206,12 +242,12 @@ pub async fn partitions(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<i32>,
     ))
     .bind(topic)
     .bind(of)
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await
 }
 
 /// The gaps that were accepted on a day.
-pub async fn gaps(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<GapEntry>, sqlx::Error> {
+pub async fn gaps(executor: impl PgExecutor<'_>, topic: &str, of: i32) -> Result<Vec<GapEntry>, sqlx::Error> {
     let rows = sqlx::query(concat!(
         "SELECT partition, from_offset, to_offset, reason FROM ingest_gaps
          WHERE topic = $1 AND day = ",
@@ -220,7 +256,7 @@ pub async fn gaps(pool: &PgPool, topic: &str, of: i32) -> Result<Vec<GapEntry>, 
     ))
     .bind(topic)
     .bind(of)
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
     let entry = |row: &sqlx::postgres::PgRow| GapEntry {
         partition: row.get("partition"),

@@ -491,6 +491,8 @@ class Case:
         """Exit code 0; the summary."""
         code, found, text = self.check(*options, produced=produced)
         assert code == 0, f"{text}{self.why()}"
+        # One release never takes what it has refused.
+        assert found["summary"]["dead_letters_of_rows"] == 0, text
         return found["summary"]
 
 

@@ -1,15 +1,24 @@
-"""The checker is worth something only if it catches what it is there for: faults planted one at a time."""
+"""The two checkers are worth something only if they catch what they are there for: faults planted one at a time.
+
+`dev/check` (Python) and `feed-worker audit` (Rust) share no code; each must name every fault, and both the same.
+"""
 
 import argparse
+import json
 
 import boto3
 import botocore.config
 import pytest
 from checker import __main__ as command
+from checker import row as rows
 from checker.environment import settings
 from checker.run import check
 
-from world import DAY_MS, World
+from judges import audit, audit_kinds
+from planted import PLANTED
+from planted.dead_letters import dead_letter_of_row
+from planted.rows import not_drained
+from world import World
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +38,22 @@ def s3(stack):
     )
 
 
+@pytest.fixture(scope="module")
+def planted(world, tmp_path_factory):
+    """What was produced, as the producer's list."""
+    reasons = {letter["source"]: letter["headers"][-1][1].decode() for letter in world.dead}
+    path = tmp_path_factory.mktemp("produced") / "produced.ndjson"
+    with open(path, "w", encoding="utf-8") as out:
+        for partition in range(2):
+            for offset in range(160):
+                reason = reasons.get((partition, offset))
+                entry = {"partition": partition, "offset": offset, "kind": "bad" if reason else "valid", "reason": reason}
+                out.write(json.dumps(entry) + "\n")
+    return path
+
+
 @pytest.fixture
-def judge(stack, world, s3):
+def judge(stack, world, s3, planted):
     """Spoils a copy of the world, installs it, and returns kind → examples."""
 
     def verdict(spoil=lambda world: None, *options):
@@ -38,8 +61,14 @@ def judge(stack, world, s3):
         spoil(spoiled)
         arguments = told(stack, spoiled, s3, *options)
         report, summary = check(settings(arguments))
+        found = {kind: texts for kind, texts in report.examples.items() if texts}
+        code, audited, text = audit(stack, arguments, "--produced", planted)
         world.remove_database(arguments.database_url)
-        return {kind: texts for kind, texts in report.examples.items() if texts}, summary
+        # What is above the frontiers is for an audit to come; everything else must be called the same.
+        assert audit_kinds(audited) == found.keys() - {"pending"}, (found, text)
+        assert code == (2 if audit_kinds(audited) else 0), text
+        summary["audit"] = audited
+        return found, summary
 
     return verdict
 
@@ -60,6 +89,10 @@ def test_consistent_world_is_clean(judge, world):
     assert sum(summary["dead_lettered_by_reason"].values()) == len(world.dead) > 5
     assert summary["days"][world.days[0]]["closed"] and not summary["days"][world.days[1]]["closed"]
     assert summary["files"] == 8
+    figures = summary["audit"]["figures"]
+    assert (figures["records"], figures["rows_compared"], figures["files"]) == (320, len(world.rows), 8)
+    assert figures["dead_letters"] == len(world.dead) and figures["manifests"] == 1
+    assert summary["audit"]["complete"]
 
 
 def test_exit_codes(stack, world, s3, tmp_path, capsys):
@@ -69,438 +102,24 @@ def test_exit_codes(stack, world, s3, tmp_path, capsys):
             words += ["--" + name.replace("_", "-"), getattr(arguments, name)]
         return command.main(words)
 
-    assert run(told(stack, world.copy(), s3)) == 0
+    def audited(arguments, *options):
+        return audit(stack, arguments, "--set", "postgres.connect_timeout_ms=500", *options)[0]
+
+    good = told(stack, world.copy(), s3)
+    assert (run(good), audited(good)) == (0, 0)
     spoiled = world.copy()
     spoiled.rows.pop()
     bad = told(stack, spoiled, s3)
-    assert run(bad) == 1
+    assert (run(bad), audited(bad)) == (1, 2)
     assert "lost" in capsys.readouterr().out
+    url = bad.database_url
     bad.database_url = "postgres://nobody@127.0.0.1:1/nothing"
-    assert run(bad) == 2
+    assert (run(bad), audited(bad)) == (2, 75)
+    bad.database_url = url.rpartition("/")[0] + "/nothing_of_the_kind"
+    assert audited(bad) == 66
+    assert audited(good, "--day", world.days[1]) == 66  # not closed yet
+    assert audited(good, "--day", "yesterday") == 64
     assert command.main(["--env", str(tmp_path / "absent")]) == 2
-
-
-def first_row_with(world, column):
-    return next(row for row in world.rows if row[column] is not None)
-
-
-def spoil(name):
-    def register(function):
-        PLANTED[name] = function
-        return function
-
-    return register
-
-
-# What is planted → a function that returns the kinds that must be reported, all of them.
-PLANTED = {}
-
-
-@spoil("lost row")
-def lost_row(world):
-    world.rows.pop(100)
-    return {"lost", "orphan", "mismatch"}  # the file has a row without a table row, and its hash is another
-
-
-@spoil("lost tail: the frontier passed records that are nowhere")
-def lost_tail(world):
-    last = world.objects[-1]
-    kept = last.rows.pop()
-    world.rows.remove(kept)
-    last.next = last.rows[-1]["kafka_offset"] + 1
-    last.settle(world.topic)
-    world.ledgers[1]["export_frontier"] = last.next
-    return {"lost"}
-
-
-@spoil("lost dead letter")
-def lost_dead_letter(world):
-    world.dead.pop(3)
-    return {"lost"}
-
-
-@spoil("row twice, under two days")
-def row_twice(world):
-    row = first_row_with(world, "position")
-    world.rows.append(row | {"recorded_ms": row["recorded_ms"] + DAY_MS})
-    return {"doubled"}
-
-
-@spoil("dead letter of a row")
-def dead_letter_of_row(world):
-    row, letter = world.rows[5], dict(world.dead[0])
-    place = {"__connect.errors.partition": row["kafka_partition"], "__connect.errors.offset": row["kafka_offset"]}
-    letter["headers"] = [(name, str(place.get(name, value.decode())).encode()) for name, value in letter["headers"]]
-    letter["partition"] = row["kafka_partition"]
-    world.dead.append(letter)
-    return {"doubled"}
-
-
-@spoil("good event dead-lettered instead")
-def good_event_dead_lettered(world):
-    dead_letter_of_row(world)
-    row = world.rows.pop(5)
-    of = next(entry for entry in world.objects if row in entry.rows)
-    of.rows.remove(row)
-    of.settle(world.topic)
-    world.remake_manifest()
-    return {"mis-filed"}
-
-
-@spoil("bad event in the table")
-def bad_event_in_table(world):
-    letter = next(letter for letter in world.dead if 0 < letter["source"][1] < 70)
-    world.dead.remove(letter)
-    partition, offset = letter["source"]
-    row = dict(world.rows[0]) | {"kafka_partition": partition, "kafka_offset": offset, "recorded_ms": letter["timestamp"]}
-    world.rows.append(row)
-    of = next(entry for entry in world.objects if entry.partition == partition and entry.first <= offset < entry.next)
-    of.rows.append(row)
-    of.rows.sort(key=lambda row: row["kafka_offset"])
-    of.settle(world.topic)
-    world.remake_manifest()
-    return {"mis-filed"}
-
-
-CHANGES = {
-    "occurred_ms": lambda value: value + 1,
-    "recorded_ms": lambda value: value + 1,
-    "user_id": lambda value: value[:-1] + ("0" if value[-1] != "0" else "1"),
-    "video_id": lambda value: value[:-1] + ("0" if value[-1] != "0" else "1"),
-    "interaction_type": lambda value: "share" if value != "share" else "like",
-    "interaction_weight": lambda value: value + 1,
-    "watch_time_seconds": lambda value: value + 0.001,
-    "recommendation_score": lambda value: value * 0.999,
-    "position": lambda value: value + 1,
-    "algorithm": lambda value: None,
-    "experiment_variant_id": lambda value: value + "x",
-    "feed_session_id": lambda value: value.upper(),
-    "event_id": lambda value: None,
-    "metadata": lambda value: value | {"device": "toaster"},
-}
-
-
-def changed_everywhere(column):
-    """Table and file agree, so that only the topic can tell."""
-
-    def change(world):
-        row = first_row_with(world, column)
-        row[column] = CHANGES[column](row[column])
-        for entry in world.objects:
-            for own in entry.rows:
-                if (own["kafka_partition"], own["kafka_offset"]) == (row["kafka_partition"], row["kafka_offset"]):
-                    own.update(row)
-                    entry.settle(world.topic)
-        world.remake_manifest()
-        return {"mismatch"}
-
-    return change
-
-
-def changed_in_file(column):
-    def change(world):
-        entry = next(entry for entry in world.objects if any(row[column] is not None for row in entry.rows))
-        row = next(row for row in entry.rows if row[column] is not None)
-        row[column] = CHANGES[column](row[column])
-        entry.render()
-        return {"mismatch"}
-
-    return change
-
-
-for _column in CHANGES:
-    PLANTED[f"{_column} changed in table and file"] = changed_everywhere(_column)
-    PLANTED[f"{_column} changed in the file"] = changed_in_file(_column)
-
-
-@spoil("ingested_at of the file differs")
-def ingested_in_file(world):
-    world.objects[2].rows[0]["ingested_ms"] += 1
-    world.objects[2].render()
-    return {"mismatch"}
-
-
-@spoil("file with a missing row, itself consistent")
-def file_with_missing_row(world):
-    entry = world.objects[1]
-    entry.rows.pop(3)
-    entry.settle(world.topic)
-    world.remake_manifest()
-    return {"lost", "mismatch"}
-
-
-@spoil("overlap of two files")
-def overlap(world):
-    left, right = world.objects[2], world.objects[3]
-    left.rows = left.rows + right.rows[:4]
-    left.next = left.rows[-1]["kafka_offset"] + 1
-    left.settle(world.topic)
-    return {"overlap", "doubled"}
-
-
-@spoil("gap between two files")
-def gap(world):
-    entry = world.objects[3]
-    entry.first = entry.rows[2]["kafka_offset"]
-    entry.rows = entry.rows[2:]
-    entry.key = world.key(entry.day, entry.partition, entry.first)
-    entry.settle(world.topic)
-    return {"gap", "lost"}
-
-
-@spoil("gap before the first file")
-def gap_before_first(world):
-    entry = world.objects[0]
-    entry.rows = entry.rows[2:]
-    entry.first = entry.rows[0]["kafka_offset"]
-    entry.key = world.key(entry.day, entry.partition, entry.first)
-    entry.settle(world.topic)
-    world.remake_manifest()
-    return {"gap", "lost"}
-
-
-@spoil("gap of a whole file")
-def whole_file_gone(world):
-    del world.objects[2]
-    return {"gap", "lost"}
-
-
-@spoil("wrong day folder")
-def wrong_day_folder(world):
-    entry = world.objects[2]
-    entry.day = world.days[0]
-    entry.key = world.key(entry.day, entry.partition, entry.first)
-    world.remake_manifest()
-    return {"mis-filed"}
-
-
-@spoil("folder and ledger of different days")
-def folder_and_ledger(world):
-    world.objects[2].key = world.key(world.days[0], 0, world.objects[2].first)
-    return {"mis-filed"}
-
-
-@spoil("key with another first offset")
-def key_first_offset(world):
-    entry = world.objects[3]
-    entry.key = world.key(entry.day, entry.partition, entry.first + 1)
-    return {"mismatch"}
-
-
-@spoil("wrong hash everywhere")
-def wrong_hash(world):
-    entry = world.objects[0]
-    entry.entry["row_hash"] = entry.said["row_hash"] = "0" * 32
-    entry.render()
-    world.remake_manifest()
-    return {"mismatch"}
-
-
-@spoil("wrong hash in the object's metadata only")
-def wrong_said_hash(world):
-    world.objects[3].said["row_hash"] = "1" * 32
-    return {"mismatch"}
-
-
-@spoil("wrong row count in the ledger")
-def wrong_count(world):
-    world.objects[3].entry["rows"] += 1
-    return {"mismatch"}
-
-
-@spoil("wrong size in the ledger")
-def wrong_size(world):
-    world.objects[3].entry["bytes"] += 1
-    return {"mismatch"}
-
-
-@spoil("object of another epoch")
-def wrong_epoch(world):
-    world.objects[3].said["epoch"] = str(int(world.objects[3].said["epoch"]) + 1)
-    return {"mismatch"}
-
-
-@spoil("truncated object")
-def truncated_object(world):
-    world.objects[3].content = world.objects[3].content[:-10]
-    return {"mismatch", "lost"}
-
-
-@spoil("object gone")
-def object_gone(world):
-    world.objects[3].stored = False
-    return {"lost"}
-
-
-@spoil("orphan object")
-def orphan_object(world):
-    stray = world.objects[3]
-    world.objects.append(type(stray)(0, 7, 9, stray.day, world.key(stray.day, 0, 7), stray.rows, stray.entry, stray.said))
-    world.objects[-1].content, world.objects[-1].entered = stray.content, False
-    return {"orphan"}
-
-
-@spoil("orphan object of no known name")
-def orphan_name(world):
-    world.marks[world.days[0]]["part-0.parquet"] = b"PAR1"
-    return {"orphan"}
-
-
-@spoil("dead letter that copies nothing")
-def orphan_dead_letter(world):
-    world.dead.append({**world.dead[0], "headers": [("feed_worker.reject.reason", b"tombstone")]})
-    return {"orphan"}
-
-
-@spoil("manifest without one file")
-def manifest_file_missing(world):
-    world.marks[world.days[0]]["_manifest.json"]["files"].pop()
-    return {"mismatch"}
-
-
-@spoil("manifest with a wrong count")
-def manifest_count(world):
-    world.marks[world.days[0]]["_manifest.json"]["rows"] += 1
-    return {"mismatch"}
-
-
-@spoil("manifest with a wrong hash")
-def manifest_hash(world):
-    world.marks[world.days[0]]["_manifest.json"]["files"][0]["row_hash"] = "2" * 32
-    return {"mismatch"}
-
-
-@spoil("manifest that leaves out a partition")
-def manifest_partition(world):
-    world.marks[world.days[0]]["_manifest.json"]["partitions"].pop()
-    return {"mismatch"}
-
-
-@spoil("manifest not canonical")
-def manifest_spelling(world):
-    import json
-
-    body = world.marks[world.days[0]]["_manifest.json"]
-    world.marks[world.days[0]]["_manifest.json"] = json.dumps(body, indent=1).encode()
-    return {"mismatch"}
-
-
-@spoil("no manifest")
-def no_manifest(world):
-    del world.marks[world.days[0]]["_manifest.json"]
-    return {"lost"}
-
-
-@spoil("no _SUCCESS")
-def no_success(world):
-    del world.marks[world.days[0]]["_SUCCESS"]
-    return {"lost"}
-
-
-@spoil("_SUCCESS of a day that is open")
-def early_success(world):
-    world.marks[world.days[1]] = {"_manifest.json": world.manifest(world.days[1]), "_SUCCESS": b""}
-    return {"frontier-regression"}
-
-
-@spoil("row of a closed day in no file")
-def closed_day_row_unfiled(world):
-    entry = world.objects[1]
-    del world.objects[1:4]
-    world.ledgers[0]["export_frontier"] = entry.first
-    world.remake_manifest()
-    return {"lost", "pending"}  # of the closed day lost, of the open day only not yet done
-
-
-@spoil("dead letter with changed value")
-def dead_letter_value(world):
-    letter = next(letter for letter in world.dead if letter["value"])
-    letter["value"] = letter["value"][:-1] + b"?"
-    return {"mismatch"}
-
-
-@spoil("dead letter of a tombstone with an empty value")
-def dead_letter_null(world):
-    letter = next(letter for letter in world.dead if letter["value"] is None)
-    letter["value"] = b""
-    return {"mismatch"}
-
-
-@spoil("dead letter with another key")
-def dead_letter_key(world):
-    world.dead[1]["key"] = b"someone"
-    return {"mismatch"}
-
-
-@spoil("dead letter without an original header")
-def dead_letter_header(world):
-    world.dead[1]["headers"] = world.dead[1]["headers"][1:]
-    return {"mismatch"}
-
-
-@spoil("dead letter with another timestamp")
-def dead_letter_time(world):
-    world.dead[1]["timestamp"] += 1
-    return {"mismatch"}
-
-
-@spoil("dead letter with another reason")
-def dead_letter_reason(world):
-    headers = world.dead[1]["headers"]
-    old = headers[-1][1]
-    headers[-1] = (headers[-1][0], b"bad_uuid" if old != b"bad_uuid" else b"tombstone")
-    return {"mismatch"}
-
-
-@spoil("dead letter in another partition")
-def dead_letter_partition(world):
-    world.dead[1]["partition"] = 1 - world.dead[1]["partition"]
-    return {"mis-filed"}
-
-
-@spoil("export_frontier ahead without file")
-def export_ahead(world):
-    entry = world.objects.pop(3)
-    assert entry.partition == 0
-    return {"gap", "lost"}
-
-
-@spoil("export_frontier behind its files")
-def export_behind(world):
-    world.ledgers[0]["export_frontier"] = world.objects[3].first
-    return {"frontier-regression"}
-
-
-@spoil("persist_frontier behind its rows")
-def persist_behind(world):
-    world.ledgers[0] |= {"persist_frontier": 150, "export_frontier": 150}
-    return {"frontier-regression"}
-
-
-@spoil("persist_frontier beyond the topic")
-def persist_beyond(world):
-    world.ledgers[0]["persist_frontier"] += 5
-    return {"mismatch"}
-
-
-@spoil("not drained")
-def not_drained(world):
-    world.rows = [row for row in world.rows if row["kafka_partition"] != 1 or row["kafka_offset"] < 150]
-    last = world.objects[-1]
-    last.rows = [row for row in last.rows if row["kafka_offset"] < 150]
-    last.next = last.rows[-1]["kafka_offset"] + 1
-    last.settle(world.topic)
-    world.dead = [letter for letter in world.dead if letter["source"][0] != 1 or letter["source"][1] < 150]
-    world.ledgers[1] |= {"persist_frontier": 150, "export_frontier": last.next}
-    return {"pending"}
-
-
-@spoil("ledger row gone")
-def ledger_row_gone(world):
-    del world.ledgers[1]
-    return {"lost", "frontier-regression"}
-
-
 
 
 @pytest.mark.parametrize("name", PLANTED, ids=lambda name: name.replace(" ", "-"))
@@ -514,6 +133,13 @@ def test_second_copy_of_a_dead_letter_is_no_fault(judge):
     found, summary = judge(lambda world: world.dead.append(dict(world.dead[0])))
     assert found == {}
     assert summary["dead_letter_copies"] == summary["dead_lettered"] + 1
+
+
+def test_dead_letter_of_a_row_is_not_counted(judge):
+    """A later release may accept what an earlier one had refused just before it died."""
+    found, summary = judge(dead_letter_of_row)
+    assert found == {}
+    assert summary["dead_letters_of_rows"] == summary["audit"]["figures"]["dead_letters_of_rows"] == 1
 
 
 def test_accepted_gap_is_no_fault(judge):
@@ -533,13 +159,65 @@ def test_accepted_gap_is_no_fault(judge):
 
     found, summary = judge(give_up)
     assert found == {}
-    assert summary["gapped"] > 0
+    assert summary["gapped"] == summary["audit"]["figures"]["records_in_gaps"] > 0
+    assert [gap["reason"] for gap in summary["audit"]["accepted_gaps"]] == ["retention"]
 
 
 def test_undrained_is_allowed_when_said(judge):
     found, summary = judge(not_drained, "--allow-pending")
     assert found == {}
-    assert summary["pending"] == 10
+    assert summary["pending"] == summary["audit"]["figures"]["records_pending"] == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("lost row", set()),  # of the open day
+        ("lost row of the closed day", {"orphan", "mismatch"}),
+        ("row of the next day in a file of a closed day", {"mis-filed"}),
+        ("gap of a whole file", set()),
+        ("gap between two files", set()),
+        ("object gone", set()),
+        ("orphan object of no known name", {"orphan"}),
+        ("manifest with a wrong hash", {"mismatch"}),
+        ("no _SUCCESS", {"lost"}),
+        ("object overwritten with the rows of another file", {"mismatch", "mis-filed", "doubled", "lost"}),
+        ("file with a missing row, itself consistent", {"lost", "mismatch"}),
+        ("row of a closed day in no file", {"lost"}),
+    ],
+)
+def test_audit_of_a_day(stack, world, s3, name, wanted):
+    """One closed day, without the topic: what is wrong with another day is not its business."""
+    spoiled = world.copy()
+    PLANTED[name](spoiled)
+    arguments = told(stack, spoiled, s3)
+    code, report, text = audit(stack, arguments, "--day", world.days[0])
+    world.remove_database(arguments.database_url)
+    assert audit_kinds(report) == wanted, text
+    assert code == (2 if wanted else 0)
+    assert "records" not in report["figures"]
+
+
+def test_dropped_day_is_not_called_well(stack, s3):
+    """The table's retention took the closed day: its files are held against the ledger only, and that is said."""
+
+    world = World(stack, age_days=5)
+
+    def verdict(spoil, *options):
+        spoiled = world.copy()
+        spoiled.rows = [row for row in spoiled.rows if rows.day_of(row["recorded_ms"]) != world.days[0]]
+        spoil(spoiled)
+        arguments = told(stack, spoiled, s3)
+        found = audit(stack, arguments, "--set", "day.retention_days=2", *options)
+        world.remove_database(arguments.database_url)
+        return found
+
+    for options in ([], ["--day", world.days[0]]):
+        code, report, text = verdict(lambda world: None, *options)
+        assert (code, report["verdict"], report["complete"]) == (0, "clean", False), text
+        assert any(world.days[0] in line for line in report["not_checked"]), text
+    code, report, text = verdict(PLANTED["wrong hash in the object's metadata only"])
+    assert (code, audit_kinds(report)) == (2, {"mismatch"}), text
 
 
 def test_produced_list_is_held_against_the_topic(stack, world, s3):

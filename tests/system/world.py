@@ -13,7 +13,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 from checker import row as rows
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 import generate
@@ -141,20 +141,27 @@ def moment(ms):
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
+def spelled(ms):
+    """As manifests have it."""
+    return moment(ms).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03}Z"
+
+
 class World:
     """The topic is made once; everything else is copied, spoiled, and installed under names of its own."""
 
-    def __init__(self, stack):
+    def __init__(self, stack, age_days=0):
         self.stack = stack
         self.token = uuid.uuid4().hex[:8]
         self.topic = f"world.{self.token}"
         self.bootstrap = stack.env["FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS"]
-        self.today_ms = int(time.time() * 1000) // DAY_MS * DAY_MS
+        self.today_ms = (int(time.time() * 1000) // DAY_MS - age_days) * DAY_MS
         self.days = [rows.day_of(self.today_ms - DAY_MS), rows.day_of(self.today_ms)]
         self.rows = []
         self.dead = []
         self.objects = []
         self.gaps = []
+        self.statements = []  # for what the tables' constraints would not let in
+        self.committed = {}
         self._produce()
         self._ledgers()
         self._objects()
@@ -262,8 +269,8 @@ class World:
                     "rows": entry.entry["rows"],
                     "bytes": entry.entry["bytes"],
                     "row_hash": entry.entry["row_hash"],
-                    "recorded_at_min": entry.entry["recorded_at_min"],
-                    "recorded_at_max": entry.entry["recorded_at_max"],
+                    "recorded_at_min": spelled(entry.entry["recorded_at_min"]),
+                    "recorded_at_max": spelled(entry.entry["recorded_at_max"]),
                 }
                 for entry in sorted(entries, key=lambda entry: (entry.partition, entry.first))
             ],
@@ -275,7 +282,7 @@ class World:
 
     def copy(self):
         other = copy.copy(self)
-        for name in ("rows", "dead", "objects", "ledgers", "gaps", "marks"):
+        for name in ("rows", "dead", "objects", "ledgers", "gaps", "marks", "statements", "committed"):
             setattr(other, name, copy.deepcopy(getattr(self, name)))
         return other
 
@@ -293,6 +300,7 @@ class World:
         self._install_objects(s3, bucket, told["prefix"])
         self._install_dead_letters(told["dlq_topic"])
         told["database_url"] = self._install_database(told)
+        self._install_offsets(told["group"])
         return told
 
     def _install_objects(self, s3, bucket, prefix):
@@ -314,6 +322,13 @@ class World:
             producer.produce(topic, **fields)
         assert producer.flush(20) == 0
 
+    def _install_offsets(self, group):
+        if self.committed:
+            client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group})
+            wanted = [TopicPartition(self.topic, number, offset) for number, offset in self.committed.items()]
+            client.commit(offsets=wanted, asynchronous=False)
+            client.close()
+
     def _install_database(self, told):
         base = self.stack.env["DATABASE_URL"]
         with psycopg.connect(base, autocommit=True) as connection:
@@ -322,6 +337,8 @@ class World:
         with psycopg.connect(url) as connection:
             for path in sorted((ROOT / "src" / "postgres" / "migrations").glob("*.sql")):
                 connection.execute(path.read_text())
+            for statement in self.statements:
+                connection.execute(statement)
             self._insert_rows(connection)
             self._insert_ledgers(connection, told)
         return url

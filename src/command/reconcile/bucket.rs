@@ -137,7 +137,9 @@ impl Bucket {
 }
 
 /// Tries a few times: a run may be long, and one lost answer must not undo it.
-async fn insist<'a, T>(request: impl Fn() -> StoreFuture<'a, T>) -> Result<T, Failure> {
+pub(in crate::command) async fn insist<'a, T>(
+    request: impl Fn() -> StoreFuture<'a, T>,
+) -> Result<T, Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut attempts = 1;
     loop {

@@ -1,0 +1,113 @@
+//! `feed-worker exports`: whether the bucket has what the ledger says, and putting back what it lacks.
+
+mod day;
+mod rebuild;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use sqlx::postgres::{PgConnection, PgPoolOptions};
+
+use self::day::{Day, Outside};
+use super::Failure;
+use crate::config::Config;
+use crate::export::object::S3;
+use crate::postgres;
+use crate::row::{day_text, parse_day};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Hold the bucket against the ledger and the manifests: objects, sizes, hashes, metadata, marks. Exit code
+    /// 2 says that something is missing, wrong or too much.
+    Verify {
+        /// Only this day.
+        #[arg(long, value_parser = day_of, value_name = "YYYY-MM-DD")]
+        day: Option<i32>,
+        /// Sizes and metadata only: no object is read.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Write a day's missing objects again, from the table, under the same keys; nothing is overwritten.
+    Rebuild {
+        #[arg(long, value_parser = day_of, value_name = "YYYY-MM-DD")]
+        day: i32,
+        /// Say what would be written, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+fn day_of(text: &str) -> Result<i32, String> {
+    parse_day(text).ok_or_else(|| "a day is YYYY-MM-DD".to_owned())
+}
+
+pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
+    let store = S3::connect(&super::run::s3_settings(config)).await;
+    let outside = Outside {
+        store: Arc::new(store.map_err(|error| anyhow::anyhow!("object store client: {error}"))?),
+        topic: config.kafka.topic.clone(),
+        prefix: config.s3.prefix.clone(),
+        row_group_rows: config.export.row_group_rows,
+    };
+    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
+    let options = options.application_name(postgres::COMMAND).options([("statement_timeout", "600000")]);
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let connection = pool.acquire().await.map_err(|error| away(&error))?;
+    let mut connection = connection.detach();
+    match command {
+        Command::Verify { day, quick } => verify(&outside, &mut connection, day, quick).await,
+        Command::Rebuild { day, dry_run } => rebuild::run(&outside, &mut connection, day, dry_run).await,
+    }
+}
+
+fn away(error: &sqlx::Error) -> Failure {
+    Failure::Deadline(format!("connecting to postgres (DATABASE_URL): {error}"))
+}
+
+async fn verify(
+    outside: &Outside,
+    connection: &mut PgConnection,
+    day: Option<i32>,
+    quick: bool,
+) -> Result<(), Failure> {
+    let days = match day {
+        Some(day) => vec![day],
+        None => known_days(outside, connection).await?,
+    };
+    let (mut objects, mut faulty) = (0, 0);
+    for day in &days {
+        let found = Day::look(outside, connection, *day, quick).await?;
+        objects += found.files.len();
+        for line in found.faults() {
+            faulty += 1;
+            println!("{line}");
+        }
+    }
+    let how = if quick { "sizes and metadata" } else { "sizes, metadata and rows" };
+    println!("{}: {} days, {objects} objects by {how}: {faulty} faults", outside.topic, days.len());
+    if faulty == 0 {
+        return Ok(());
+    }
+    Err(Failure::Differs(format!(
+        "{faulty} faults: what is missing comes back by `feed-worker exports rebuild --day D`"
+    )))
+}
+
+/// From the first file's day to the last finished or filed one, and whatever day has a folder.
+async fn known_days(outside: &Outside, connection: &mut PgConnection) -> Result<Vec<i32>, Failure> {
+    let (first, last): (Option<i32>, Option<i32>) = sqlx::query_as(
+        "SELECT min(day) - date '1970-01-01',
+                greatest(max(day), (SELECT success_day FROM topic_ledger WHERE topic = $1)) - date '1970-01-01'
+         FROM export_files WHERE topic = $1",
+    )
+    .bind(&outside.topic)
+    .fetch_one(connection)
+    .await
+    .context("reading the ledger's files")?;
+    let mut days: std::collections::BTreeSet<i32> = outside.days_with_folder().await?.into_iter().collect();
+    if let (Some(first), Some(last)) = (first, last) {
+        days.extend(first..=last);
+    }
+    tracing::debug!(first = first.map(day_text), last = last.map(day_text), "days to look at");
+    Ok(days.into_iter().collect())
+}
