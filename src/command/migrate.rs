@@ -1,6 +1,7 @@
 //! `feed-worker migrate`: the tables, in versions that are never changed once released.
 
 use anyhow::Context;
+use sqlx::migrate::MigrateError;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::Failure;
@@ -18,10 +19,12 @@ pub(super) async fn connect(config: &Config) -> anyhow::Result<PgConnection> {
 /// Applies what is missing. Safe to run twice at once: an advisory lock orders the runs.
 pub async fn run(config: &Config) -> Result<(), Failure> {
     let mut connection = connect(config).await?;
-    MIGRATIONS
-        .run(&mut connection)
-        .await
-        .map_err(|e| Failure::Ledger(format!("migrating the tables: {e}")))?;
+    MIGRATIONS.run(&mut connection).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+            failure(error, "migrating the tables")
+        }
+        error => Failure::Ledger(format!("migrating the tables: {error}")),
+    })?;
     tracing::info!(version = newest(), "the tables are of this program's version");
     Ok(())
 }
@@ -31,7 +34,7 @@ pub async fn check(pool: &PgPool) -> Result<(), Failure> {
     let version: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(pool)
         .await
-        .map_err(|e| Failure::Ledger(format!("reading the version of the tables: {e}")))?;
+        .map_err(|error| failure(error, "reading the version of the tables"))?;
     let version = version.unwrap_or(0);
     // Newer tables are fine: migrations only add, so that an upgrade can be rolled back.
     if version < newest() {
@@ -41,6 +44,23 @@ pub async fn check(pool: &PgPool) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// An outage says nothing about the tables.
+fn failure(error: sqlx::Error, doing: &'static str) -> Failure {
+    if postgres::is_passing(&error) {
+        Failure::Other(anyhow::Error::from(error).context(doing))
+    } else {
+        Failure::Ledger(format!("{doing}: {error}"))
+    }
+}
+
+impl Failure {
+    /// Whether Postgres was away, or could not be written to, so that trying again may help.
+    pub(super) fn is_outage_of_postgres(&self) -> bool {
+        let Failure::Other(error) = self else { return false };
+        error.chain().filter_map(|cause| cause.downcast_ref::<sqlx::Error>()).any(postgres::is_passing)
+    }
 }
 
 fn newest() -> i64 {

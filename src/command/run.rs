@@ -95,13 +95,26 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
 /// Migrates, once Postgres is there.
 async fn migrate_when_there(config: &Config) -> Result<(), Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    while let Err(error) = migrate::connect(config).await {
-        metrics::retried("postgres");
-        tracing::warn!(error = format!("{error:#}"), "postgres does not answer: waiting for it");
-        backoff.wait().await;
+    loop {
+        let done = async {
+            // Also a password that is not accepted yet is waited for.
+            while let Err(error) = migrate::connect(config).await {
+                metrics::retried("postgres");
+                tracing::warn!(error = format!("{error:#}"), "postgres does not answer: waiting for it");
+                backoff.wait().await;
+            }
+            migrate::run(config).await?;
+            super::maintain::run(config).await
+        };
+        match done.await {
+            Err(error) if error.is_outage_of_postgres() => {
+                metrics::retried("postgres");
+                tracing::warn!(%error, "postgres cannot be written to: waiting for it");
+                backoff.wait().await;
+            }
+            ended => return ended,
+        }
     }
-    migrate::run(config).await?;
-    super::maintain::run(config).await
 }
 
 /// Waiting for what is away is progress: restarting the process would not bring it back.
@@ -184,7 +197,16 @@ async fn check_ledger(pool: &sqlx::PgPool, who: &Identity) -> Result<(), Failure
             }
         }
     }
-    migrate::check(pool).await
+    loop {
+        match migrate::check(pool).await {
+            Err(error) if error.is_outage_of_postgres() => {
+                metrics::retried("postgres");
+                tracing::warn!(%error, "the tables are not checked yet");
+                backoff.wait().await;
+            }
+            ended => return ended,
+        }
+    }
 }
 
 /// SIGTERM and SIGINT: the first is told to whoever asks, the second ends the process.

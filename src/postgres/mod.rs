@@ -100,6 +100,25 @@ pub fn sqlstate(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned)
 }
 
+/// Whether this is the world's fault, and waiting may help: no connection, a server that goes down, has no room, or
+/// is not the primary, a lock. Everything else Postgres would say again.
+pub fn is_passing(error: &sqlx::Error) -> bool {
+    match sqlstate(error) {
+        Some(code) => {
+            code == "25006"
+                || ["08", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class))
+        }
+        None => matches!(
+            error,
+            sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::WorkerCrashed
+        ),
+    }
+}
+
 /// SQL for a day (days since 1970-01-01) bound as parameter `n`.
 macro_rules! day {
     ($n:literal) => {

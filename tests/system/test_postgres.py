@@ -67,6 +67,26 @@ def test_row_that_the_ledger_does_not_know_stops_its_partition(case):
     assert worker.stop() == 0, case.why()
 
 
+@pytest.mark.parametrize("migrates", [True, False], ids=["migrates", "does not migrate"])
+def test_worker_that_starts_while_postgres_is_read_only_waits(case, migrates):
+    """A fail-over says nothing about the tables: no exit code of a refused ledger."""
+    if not migrates:
+        migrated(case)
+    execute(case, f'ALTER DATABASE "{case.database}" SET default_transaction_read_only = on')
+    worker = case.start() if migrates else case.start_without_migration()
+    waits = "cannot be written to" if migrates else "cannot execute"
+    case.wait(lambda: waits in worker.log(), "the worker to wait", 60)
+    assert worker.alive
+    execute(case, "SET default_transaction_read_only = off", f'ALTER DATABASE "{case.database}" RESET default_transaction_read_only')
+    case.wait_ready(worker, 60)
+    generator = generate.Generator(36)
+    case.produce([generator.valid() for _ in range(100)])
+    case.wait_drained()
+    case.wait_exported()
+    assert worker.stop() == 0, case.why()
+    case.assert_clean()
+
+
 def today(case):
     """The table of the rows' day."""
     return case.query("SELECT DISTINCT tableoid::regclass::text FROM user_interactions")[0][0]
