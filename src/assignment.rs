@@ -63,6 +63,7 @@ impl Assigner {
             self.database.enter_topic(&self.who, first_day).await?;
         }
         let rows = self.database.peek().await?;
+        let candidates = self.with_fresh_ends(candidates, &rows).await?;
         let objects = match tokio::time::timeout(LIST_TIMEOUT, self.newest_objects(&rows)).await {
             Ok(Ok(objects)) => objects,
             Ok(Err(error)) => {
@@ -76,7 +77,33 @@ impl Assigner {
                 Vec::new()
             }
         };
-        self.database.assign(&self.who, candidates, &objects, &self.limits).await
+        self.database.assign(&self.who, &candidates, &objects, &self.limits).await
+    }
+
+    /// A partition that seems to end before its frontier is asked again: until the ledger gives out a new
+    /// epoch, its owner goes on, past an end that was asked for earlier. An end that was asked for after
+    /// the frontier was read is never below it, unless records are gone.
+    async fn with_fresh_ends(
+        &self,
+        candidates: &[Candidate],
+        rows: &BTreeMap<i32, Owned>,
+    ) -> Result<Vec<Candidate>, LedgerError> {
+        let mut candidates = candidates.to_vec();
+        let frontier = |c: &Candidate| rows.get(&c.partition).map_or(0, |row| row.persist_frontier);
+        let short: Vec<i32> =
+            candidates.iter().filter(|c| c.high < frontier(c)).map(|c| c.partition).collect();
+        if short.is_empty() {
+            return Ok(candidates);
+        }
+        let bounds = self.broker.bounds(&short).await;
+        let bounds = bounds.map_err(|e| LedgerError::World(format!("the ends of partitions: {e:#}")))?;
+        for (partition, low, high) in bounds {
+            if let Some(candidate) = candidates.iter_mut().find(|c| c.partition == partition) {
+                (candidate.low, candidate.high) = (low, high);
+                candidate.is_short = high < frontier(candidate);
+            }
+        }
+        Ok(candidates)
     }
 
     /// The day of the oldest record that the topic still has; today if it has none.

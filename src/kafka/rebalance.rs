@@ -31,6 +31,8 @@ pub struct Candidate {
     pub high: i64,
     /// The group's committed offset, if there is one.
     pub committed: Option<i64>,
+    /// The partition ends before the frontier that the ledger had when its end was asked for.
+    pub is_short: bool,
 }
 
 /// State that the callback (run by the client inside `poll`) shares with the poll thread. Both run on
@@ -196,7 +198,7 @@ impl GroupContext {
                 .find_partition(&self.topic, partition)
                 .and_then(|e| e.offset().to_raw())
                 .filter(|offset| *offset >= 0);
-            candidates.push(Candidate { partition, low, high, committed });
+            candidates.push(Candidate { partition, low, high, committed, is_short: false });
         }
         Some(candidates)
     }

@@ -59,11 +59,7 @@ impl Pipeline {
             }
             Done::Advanced { partition, epoch, day } => self.on_advanced(partition, epoch, day),
             Done::ClosedDays { partition, epoch, day } => {
-                if let Some(partition) = self.partition_of(partition, epoch) {
-                    partition.closing = false;
-                    partition.closed_day = day.unwrap_or(partition.closed_day);
-                }
-                self.finished_at = None;
+                self.on_closed_days(partition, epoch, day);
                 Ok(())
             }
             Done::DaysFinished => {
@@ -279,14 +275,30 @@ impl Pipeline {
             let (id, epoch, reached) = (partition.id, partition.epoch, partition.day);
             let database = self.outside.database.clone();
             self.tasks.start(async move {
-                let day = database.close_partition(id, epoch, reached).await;
-                if let Err(error) = &day {
-                    tracing::warn!(partition = id, %error, "a day is not closed yet: trying again");
+                let day = loop {
+                    match database.close_partition(id, epoch, reached).await {
+                        Ok(day) => break day,
+                        Err(error) => {
+                            tracing::warn!(partition = id, %error, "a day is not closed yet: trying again");
+                        }
+                    }
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-                Done::ClosedDays { partition: id, epoch, day: day.ok().flatten() }
+                };
+                Done::ClosedDays { partition: id, epoch, day }
             });
         }
+    }
+
+    /// No day: the ledger has another owner, which this worker may not have heard of in any other way. A takeover whose
+    /// answer was lost, or that came late, belongs to nobody who lives; without records this is where it is noticed.
+    fn on_closed_days(&mut self, id: i32, epoch: i64, day: Option<i32>) {
+        let Some(partition) = self.partition_of(id, epoch) else { return };
+        partition.closing = false;
+        match day {
+            Some(day) => partition.closed_day = day,
+            None => self.lose(id),
+        }
+        self.finished_at = None;
     }
 
     /// Partitions without records after midnight: is there really nothing at their frontier?

@@ -486,7 +486,13 @@ impl Pipeline {
             };
             let candidates: Vec<Candidate> = bounds
                 .into_iter()
-                .map(|(partition, low, high)| Candidate { partition, low, high, committed: None })
+                .map(|(partition, low, high)| Candidate {
+                    partition,
+                    low,
+                    high,
+                    committed: None,
+                    is_short: false,
+                })
                 .collect();
             let until = Instant::now() + deadline;
             let result = assigner.assign(&candidates, until).await;

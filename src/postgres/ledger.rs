@@ -241,12 +241,13 @@ impl NewestObject {
 
 /// What the broker's bounds say about a frontier.
 fn bounds_stop(frontier: i64, candidate: &Candidate) -> Option<(Stop, String)> {
-    let Candidate { low, high, .. } = *candidate;
+    let Candidate { low, high, is_short, .. } = *candidate;
     if low > frontier {
         let detail = format!("offsets {frontier}..{low} were not read and are gone from the broker");
         return Some((Stop::Gap, detail));
     }
-    if high < frontier {
+    // Not by `high` and the frontier of now: its present owner may have gone on since the end was asked for.
+    if is_short {
         let detail = format!("the frontier is {frontier}, but the partition ends at {high}");
         return Some((Stop::Ahead, detail));
     }
