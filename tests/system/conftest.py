@@ -21,12 +21,9 @@ RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "")
 KEEP = bool(os.environ.get("FEED_TEST_KEEP"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """For `--dist loadgroup`: a file stays on one runner, and what looks at the one closed day does so together."""
-    for item in items:
-        group = "crossing" if "crossing" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    item.add_marker(pytest.mark.xdist_group("crossing" if "crossing" in item.fixturenames else item.path.stem))
 
 
 @pytest.fixture(scope="session")
