@@ -17,6 +17,7 @@ pub mod event;
 pub mod export;
 pub mod failpoint;
 pub mod kafka;
+pub mod lag;
 pub mod outside;
 pub mod partition;
 pub mod pipeline;

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod config;
 pub mod exports;
+pub mod lag;
 pub mod ledger;
 pub mod maintain;
 pub mod migrate;
@@ -71,8 +72,8 @@ pub const INTERRUPTED: i32 = 130;
 
 const EXIT_CODES: &str = "Exit codes:
   0    done, or shut down as asked
-  2    differences: the cluster is not as topics.yaml has it, a schema is not compatible, or what `audit` or
-       `exports verify` looked at is not as it must be
+  2    differences: the cluster is not as topics.yaml has it, a schema is not compatible, what `audit` or
+       `exports verify` looked at is not as it must be, or lag is past a threshold
   64   wrong arguments, or bad configuration (the key is named)
   65   bad events: a flood of them (see `feed-worker rejects accept`), or lines of a file that were not sent
   66   refused: the ledger is another cluster's, group's or program's, or what was asked for would do harm
@@ -105,6 +106,8 @@ pub enum Command {
     Maintain,
     /// Print the effective configuration and where each value comes from.
     Config(config::Args),
+    /// How far behind the topic's end the table and the exports are; also while every worker is dead.
+    Lag(lag::Args),
     /// See the ledger, and decide what the worker may not.
     #[command(subcommand)]
     Ledger(ledger::Command),
@@ -182,6 +185,7 @@ async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> 
         Command::Migrate => migrate::run(&config).await,
         Command::Maintain => maintain::run(&config).await,
         Command::Config(args) => config::run(&args, &config, provenance).map_err(Failure::from),
+        Command::Lag(args) => lag::run(args, &config).await,
         Command::Ledger(command) => ledger::run(command, &config).await,
         Command::Rejects(command) => rejects::run(command, &config).await,
         Command::Audit(args) => audit::run(args, &config).await,

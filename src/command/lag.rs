@@ -1,0 +1,271 @@
+//! `feed-worker lag`: how far behind the topic's end table and exports are.
+//!
+//! 1. It asks the ledger and the brokers, never a worker: it tells the truth while every worker is dead.
+//! 2. Frontiers are read before ends, so lag may be told too large by what was produced in between,
+//!    never too small.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::future::try_join_all;
+use sqlx::{PgPool, Row};
+
+use super::Failure;
+use crate::config::Config;
+use crate::kafka::broker::Brokers;
+use crate::kafka::probe::Found;
+use crate::lag::{LagStatus, Observation, Window};
+use crate::outside::Broker;
+use crate::postgres;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// As JSON, one object for each look.
+    #[arg(long)]
+    json: bool,
+    /// Look again every so many seconds, until interrupted.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5")]
+    watch: Option<u64>,
+    /// End with 2 when a partition has more records than this between persist frontier and end.
+    #[arg(long, value_name = "RECORDS")]
+    records_max: Option<i64>,
+    /// End with 2 when the oldest record that is not persisted has waited longer than this.
+    #[arg(long, value_name = "SECONDS")]
+    seconds_max: Option<f64>,
+    /// End with 2 when the oldest row that is not in a file has waited longer than this.
+    #[arg(long, value_name = "SECONDS")]
+    export_seconds_max: Option<f64>,
+}
+
+/// A partition that nobody has touched for so long, while records wait, counts as stopped at the first look.
+/// Longer hides a dead group from whoever asks once; shorter calls a slow transaction dead.
+const UNTOUCHED_MAX_MS: i64 = 60_000;
+
+/// One partition at one look.
+#[derive(Debug, serde::Serialize)]
+struct Line {
+    partition: i32,
+    persist_frontier: i64,
+    export_frontier: i64,
+    end: i64,
+    persist_records: i64,
+    /// Age of the oldest record that is not persisted, by the broker's timestamp and Postgres's clock.
+    persist_seconds: f64,
+    export_records: i64,
+    /// Age of the oldest row that is in no file.
+    export_seconds: f64,
+    status: &'static str,
+    owner: Option<String>,
+    /// Why the partition waits for an operator.
+    stopped: Option<String>,
+    #[serde(skip)]
+    untouched_ms: i64,
+}
+
+pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {
+    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
+    let pool = PgPool::connect_lazy_with(options.application_name(postgres::COMMAND));
+    let brokers = Brokers::new(config);
+    let mut windows: BTreeMap<i32, Window> = BTreeMap::new();
+    loop {
+        let (now_ms, mut lines) = look(config, &pool, &brokers).await?;
+        for line in &mut lines {
+            line.status = status(line, now_ms, windows.entry(line.partition).or_default());
+        }
+        show(&args, config, now_ms, &lines);
+        let Some(seconds) = args.watch else { return judge(&args, &lines) };
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(seconds.max(1))) => {}
+            _ = tokio::signal::ctrl_c() => return judge(&args, &lines),
+        }
+    }
+}
+
+fn status(line: &Line, now_ms: i64, window: &mut Window) -> &'static str {
+    let waiting = line.persist_records.max(0).cast_unsigned();
+    if line.stopped.is_some() || (waiting > 0 && line.untouched_ms > UNTOUCHED_MAX_MS) {
+        return LagStatus::Stop.as_str();
+    }
+    window.push(Observation { at_ms: now_ms, frontier: line.persist_frontier, lag: waiting });
+    window.status(now_ms, waiting).as_str()
+}
+
+/// Ledger first, ends after it.
+async fn look(config: &Config, pool: &PgPool, brokers: &Brokers) -> Result<(i64, Vec<Line>), Failure> {
+    let asking =
+        || format!("asking the brokers ({}) about {}", config.kafka.bootstrap_servers, config.kafka.topic);
+    let partitions = brokers.partitions().await.with_context(asking)?;
+    if partitions.is_empty() {
+        let topic = &config.kafka.topic;
+        return Err(anyhow::anyhow!("there is no topic {topic}: `feed-worker topics apply`").into());
+    }
+    let (now_ms, ledger) = ledger(config, pool).await.context("reading the ledger (DATABASE_URL)")?;
+    let bounds = brokers.bounds(&partitions).await.with_context(asking)?;
+    let mut lines: Vec<Line> = bounds
+        .into_iter()
+        .map(|(partition, low, end)| match ledger.get(&partition) {
+            Some(row) => Line { end, ..row.line(partition, end) },
+            // Nobody has ever owned it: all of it waits.
+            None => Standing { persist_frontier: low, export_frontier: low, ..Standing::default() }
+                .line(partition, end),
+        })
+        .collect();
+    let waiting: Vec<(i32, i64)> =
+        lines.iter().filter(|l| l.persist_records > 0).map(|l| (l.partition, l.persist_frontier)).collect();
+    let next = if waiting.is_empty() {
+        BTreeMap::new()
+    } else {
+        brokers.read_at(&waiting).await.with_context(asking)?
+    };
+    let oldest = try_join_all(lines.iter().map(|line| oldest_row_ms(pool, line, &ledger)))
+        .await
+        .context("reading the table (DATABASE_URL)")?;
+    let age_s = |at_ms: i64| (now_ms - at_ms).max(0) as f64 / 1000.0;
+    for (line, oldest) in lines.iter_mut().zip(oldest) {
+        if let Some(Found::Record { timestamp_ms, .. }) = next.get(&line.partition) {
+            line.persist_seconds = age_s(*timestamp_ms);
+        }
+        // What is not even in the table is not in a file either.
+        line.export_seconds = oldest.map_or(line.persist_seconds, age_s).max(line.persist_seconds);
+    }
+    Ok((now_ms, lines))
+}
+
+/// A partition's row of the ledger.
+#[derive(Default)]
+struct Standing {
+    persist_frontier: i64,
+    export_frontier: i64,
+    closed_day: Option<i32>,
+    owner: Option<String>,
+    stopped: Option<String>,
+    untouched_ms: i64,
+}
+
+impl Standing {
+    fn line(&self, partition: i32, end: i64) -> Line {
+        Line {
+            partition,
+            persist_frontier: self.persist_frontier,
+            export_frontier: self.export_frontier,
+            end,
+            persist_records: (end - self.persist_frontier).max(0),
+            persist_seconds: 0.0,
+            export_records: (end - self.export_frontier).max(0),
+            export_seconds: 0.0,
+            status: LagStatus::Ok.as_str(),
+            owner: self.owner.clone(),
+            stopped: self.stopped.clone(),
+            untouched_ms: self.untouched_ms,
+        }
+    }
+}
+
+async fn ledger(config: &Config, pool: &PgPool) -> Result<(i64, BTreeMap<i32, Standing>), sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT partition, persist_frontier, export_frontier, closed_day - DATE '1970-01-01' AS closed_day, owner,
+                stopped || coalesce(': ' || stopped_detail, '') AS stopped,
+                (extract(epoch FROM clock_timestamp() - updated_at) * 1000)::bigint AS untouched_ms
+         FROM partition_ledger WHERE topic = $1",
+    )
+    .bind(&config.kafka.topic)
+    .fetch_all(pool)
+    .await?;
+    let now_ms = sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+        .fetch_one(pool)
+        .await?;
+    let standing = |row: &sqlx::postgres::PgRow| {
+        let standing = Standing {
+            persist_frontier: row.get("persist_frontier"),
+            export_frontier: row.get("export_frontier"),
+            closed_day: row.get("closed_day"),
+            owner: row.get("owner"),
+            stopped: row.get("stopped"),
+            untouched_ms: row.get("untouched_ms"),
+        };
+        (row.get("partition"), standing)
+    };
+    Ok((now_ms, rows.iter().map(standing).collect()))
+}
+
+/// When the oldest row that is in no file was recorded; none: there is no such row.
+async fn oldest_row_ms(
+    pool: &PgPool,
+    line: &Line,
+    ledger: &BTreeMap<i32, Standing>,
+) -> Result<Option<i64>, sqlx::Error> {
+    if line.export_frontier >= line.persist_frontier {
+        return Ok(None);
+    }
+    // The day bounds the table's partitions that Postgres has to look into.
+    let closed_day = ledger.get(&line.partition).and_then(|row| row.closed_day).unwrap_or(0);
+    sqlx::query_scalar(
+        "SELECT (extract(epoch FROM recorded_at) * 1000)::bigint FROM user_interactions
+         WHERE kafka_partition = $1 AND kafka_offset >= $2
+           AND recorded_at >= (DATE '1970-01-01' + $3::int)::timestamp AT TIME ZONE 'UTC'
+         ORDER BY kafka_offset LIMIT 1",
+    )
+    .bind(line.partition)
+    .bind(line.export_frontier)
+    .bind(closed_day + 1)
+    .fetch_optional(pool)
+    .await
+}
+
+fn show(args: &Args, config: &Config, now_ms: i64, lines: &[Line]) {
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "topic": config.kafka.topic, "group": config.kafka.group_id, "at_ms": now_ms, "partitions": lines,
+            })
+        );
+        return;
+    }
+    if args.watch.is_some() && std::io::stdout().is_terminal() {
+        print!("\x1b[H\x1b[2J"); // home, clear
+    }
+    println!(
+        "{:>9} {:>14} {:>14} {:>14} {:>10} {:>9} {:>10} {:>9} {:<6} owner",
+        "partition", "persisted", "exported", "end", "lag", "seconds", "to export", "seconds", "status"
+    );
+    for line in lines {
+        println!(
+            "{:>9} {:>14} {:>14} {:>14} {:>10} {:>9.1} {:>10} {:>9.1} {:<6} {}{}",
+            line.partition,
+            line.persist_frontier,
+            line.export_frontier,
+            line.end,
+            line.persist_records,
+            line.persist_seconds,
+            line.export_records,
+            line.export_seconds,
+            line.status,
+            line.owner.as_deref().unwrap_or("-"),
+            line.stopped.as_deref().map(|why| format!("  stopped: {why}")).unwrap_or_default(),
+        );
+    }
+    let sum = |of: fn(&Line) -> i64| lines.iter().map(of).sum::<i64>();
+    println!(
+        "{} partitions: {} records to persist, {} to export",
+        lines.len(),
+        sum(|l| l.persist_records),
+        sum(|l| l.export_records)
+    );
+}
+
+/// Whether what was asked for holds.
+fn judge(args: &Args, lines: &[Line]) -> Result<(), Failure> {
+    let over = |line: &&Line| {
+        args.records_max.is_some_and(|max| line.persist_records > max)
+            || args.seconds_max.is_some_and(|max| line.persist_seconds > max)
+            || args.export_seconds_max.is_some_and(|max| line.export_seconds > max)
+    };
+    let over: Vec<String> = lines.iter().filter(over).map(|line| line.partition.to_string()).collect();
+    if over.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Differs(format!("past the threshold: partitions {}", over.join(", "))))
+}
