@@ -21,9 +21,17 @@ RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "")
 KEEP = bool(os.environ.get("FEED_TEST_KEEP"))
 
 
-def pytest_itemcollected(item):
-    """For `--dist loadgroup`: a file stays on one runner, and what looks at the one closed day does so together."""
-    item.add_marker(pytest.mark.xdist_group("crossing" if "crossing" in item.fixturenames else item.path.stem))
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays on one runner; what looks at the one closed day does so together, for it takes a minute to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByStack(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            source = (config.rootpath / file).read_text()
+            return "closed day" if re.search(r"def \w+\([^)]*\b(crossing|exports)\b", source) else file
+
+    return ByStack(config, log)
 
 
 @pytest.fixture(scope="session")
