@@ -93,10 +93,11 @@ async fn verify(
     )))
 }
 
-/// From the first file's day to the last finished or filed one, and whatever day has a folder.
+/// From the first day that a manifest names to the last finished or filed one, and whatever day has a folder: a day
+/// without rows has a manifest too.
 async fn known_days(outside: &Outside, connection: &mut PgConnection) -> Result<Vec<i32>, Failure> {
     let (first, last): (Option<i32>, Option<i32>) = sqlx::query_as(
-        "SELECT min(day) - date '1970-01-01',
+        "SELECT least(min(day), (SELECT min(first_day) FROM partition_ledger WHERE topic = $1)) - date '1970-01-01',
                 greatest(max(day), (SELECT success_day FROM topic_ledger WHERE topic = $1)) - date '1970-01-01'
          FROM export_files WHERE topic = $1",
     )

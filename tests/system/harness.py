@@ -17,7 +17,7 @@ from pathlib import Path
 import boto3
 import botocore.config
 import psycopg
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg import sql
 
@@ -312,10 +312,19 @@ class Case:
     def watermarks(self):
         """partition → (the first offset that the broker has, the one after the last)"""
         client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "harness"})
+
+        def of(number):
+            try:
+                return client.get_watermark_offsets(TopicPartition(self.topic, number), timeout=10)
+            except KafkaException as error:
+                # A partition that was made a moment ago.
+                if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
+                    raise
+                return None
+
         try:
             return {
-                number: client.get_watermark_offsets(TopicPartition(self.topic, number), timeout=10)
-                for number in range(self.partitions)
+                number: wait_until(lambda n=number: of(n), f"a leader of {self.topic}/{number}") for number in range(self.partitions)
             }
         finally:
             client.close()

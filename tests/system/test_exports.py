@@ -1,6 +1,7 @@
 """Drills: objects of a closed day, or all of them, are gone. `exports verify` finds it, `exports rebuild` brings the
 very bytes back from the table, and nothing is ever overwritten."""
 
+import base64
 import hashlib
 
 import psycopg
@@ -43,6 +44,13 @@ def closed(crossing):
     for day in (crossing.day, crossing.next_day):
         assert rebuild(case, day)[0] == 0
     assert contents(case) == case.whole
+
+
+def checksums_of(case, key):
+    """Where the local S3 server keeps them: an object that somebody had put would have its own."""
+    names = [base64.urlsafe_b64encode(name.encode()).decode().rstrip("=") for name in (case.bucket, key)]
+    (path,) = case.objects.root.parent.glob(f".bucket-{names[0]}.object-{names[1]}.internal.json")
+    return path
 
 
 def of_day(case, day):
@@ -118,6 +126,7 @@ def test_wrong_object_is_never_overwritten(crossing, closed):
     path = case.objects.root / wrong
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # the size is right
+    checksums_of(case, wrong).unlink()
     case.objects.delete(missing)
     left = contents(case)
     code, faults = verify(case, "--day", day)

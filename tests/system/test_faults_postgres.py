@@ -554,18 +554,19 @@ def test_slow_postgres_pushes_back(case, proxies):
     epochs = {n: found[2] for n, found in case.frontiers().items()}
     memory = faulty.MemoryWatch(worker)
     postgres.delay(400)
-    case.produce(padded(generator, 12_000) for _ in range(8000))  # some 100 MB
+    case.produce(padded(generator, 12_000) for _ in range(20_000))  # some 240 MB
     begun_at, rows = time.monotonic(), case.rows()
     while time.monotonic() < begun_at + 12:
         memory.look()
         time.sleep(0.2)
     slowly = case.rows() - rows
-    behind = 9000 - case.rows()
+    behind = 21_000 - case.rows()
     postgres.restore()
-    case.wait(lambda: memory.look() and case.rows() == 9000, "the rest", 60)
+    case.wait(lambda: memory.look() and case.rows() == 21_000, "the rest", 120)
     print(f"{slowly} rows in 12 s, {behind} behind; {memory.first / 1e6:.0f} MB before, {memory.most / 1e6:.0f} MB at most")
     assert slowly > 0 and behind > 1000
-    assert memory.most - memory.first < 3 * budget
+    # Beside the budget: chunks on their way, one answer of each broker, and what the allocator keeps.
+    assert memory.most - memory.first < budget + 128 * faulty.MIB
     assert {n: found[2] for n, found in case.frontiers().items()} == epochs, "the partitions were taken over anew"
     case.wait_exported()
     assert worker.stop() == 0, case.why()

@@ -227,6 +227,7 @@ def test_full_memory_rolls_while_the_store_works(own_case, s3):
     generator = generate.Generator(208)
     worker = case.start_ready(
         ROLL__AGE_MS_MAX=3_600_000,
+        S3__TIMEOUT_MS=240_000,  # a PUT that hangs is not a store that is away
         KAFKA__QUEUED_KBYTES_MAX=1024,
         EXPORT__MEMORY_BYTES_MAX=16 * faulty.MIB,
         ROLL__BYTES_MAX=12 * faulty.MIB,
