@@ -241,7 +241,11 @@ fn a_file_that_cannot_be_used_is_named() {
 fn what_does_not_go_together_names_both_keys() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["kafka.revoke_deadline_ms=45000"], &["kafka.revoke_deadline_ms", "kafka.session_timeout_ms"]),
-        (&["kafka.assign_deadline_ms=300000"], &["kafka.assign_deadline_ms", "kafka.max_poll_interval_ms"]),
+        (
+            &["kafka.assign_deadline_ms=300000", "kafka.silence_ms_max=600000"],
+            &["kafka.assign_deadline_ms", "kafka.max_poll_interval_ms"],
+        ),
+        (&["kafka.silence_ms_max=10000"], &["kafka.assign_deadline_ms", "kafka.silence_ms_max"]),
         (
             &["kafka.heartbeat_interval_ms=15001"],
             &["kafka.heartbeat_interval_ms", "kafka.session_timeout_ms"],
