@@ -190,7 +190,7 @@ impl Pipeline {
 
     /// Runs until `stop` resolves and everything is put in order, or something ends the worker.
     pub async fn run(
-        mut self,
+        &mut self,
         mut events: UnboundedReceiver<SourceEvent>,
         mut completions: UnboundedReceiver<Done>,
         stop: impl Future<Output = ()>,

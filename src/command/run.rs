@@ -56,8 +56,10 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
         () = keep_alive(&health) => return Ok(()),
     };
     let (source, events) = Source::start(&config).map_err(anyhow::Error::from)?;
-    let (pipeline, completions) = Pipeline::start(config, prepared, source)?;
-    pipeline.run(events, completions, stop.wait()).await.map_err(|ended| match ended {
+    let (mut pipeline, completions) = Pipeline::start(config, prepared, source)?;
+    let ended = pipeline.run(events, completions, stop.wait()).await;
+    pipeline.close().await;
+    ended.map_err(|ended| match ended {
         Ended::Flood(why) => Failure::RejectFlood(why),
         Ended::Ledger(why) => Failure::Ledger(why),
         Ended::Fatal(why) => Failure::Other(anyhow::anyhow!(why)),

@@ -134,7 +134,7 @@ impl Pipeline {
     }
 
     /// Tells the poll thread to commit and leave, and waits a moment for it.
-    pub(super) async fn end(self, mut events: UnboundedReceiver<SourceEvent>) {
+    pub(super) async fn end(&mut self, mut events: UnboundedReceiver<SourceEvent>) {
         let frontiers = self.partitions.values().map(|p| (p.id, p.frontier)).collect();
         self.source.send(Command::Shutdown(frontiers));
         // The callback that runs while the consumer closes finds nobody to ask, and goes on at once.
@@ -145,7 +145,11 @@ impl Pipeline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         failpoint!(pause "shutdown.after-leaving");
-        // A client waits for its own threads when it is dropped: one that hangs must not keep the process.
+    }
+
+    /// Closes the clients after the end. A client waits for its own threads when it is dropped: one that hangs must
+    /// not keep the process.
+    pub async fn close(self) {
         let dropped = tokio::task::spawn_blocking(move || drop(self));
         if tokio::time::timeout(CLOSE_MAX, dropped).await.is_err() {
             tracing::warn!("a client does not close: ending without it");

@@ -136,7 +136,7 @@ fn start_worker(world: &Shared, plan: &Plan, slot: usize) {
         health: Health::new(Duration::from_secs(60)),
     };
     let (source, events, end) = Source::pair();
-    let (pipeline, completions) =
+    let (mut pipeline, completions) =
         Pipeline::start(config(plan), outside, source).expect("the weights are ours");
     let (stop, stopped) = oneshot::channel::<()>();
     let stop_asked = async move {
@@ -149,7 +149,7 @@ fn start_worker(world: &Shared, plan: &Plan, slot: usize) {
     let pipeline = tokio::spawn(async move {
         let ended = Stoppable {
             me: frozen,
-            inner: Box::pin(pipeline.run(events, completions, stop_asked)),
+            inner: Box::pin(async move { pipeline.run(events, completions, stop_asked).await }),
             wake: None,
         }
         .await;
