@@ -565,8 +565,9 @@ def test_slow_postgres_pushes_back(case, proxies):
     case.wait(lambda: memory.look() and case.rows() == 21_000, "the rest", 120)
     print(f"{slowly} rows in 12 s, {behind} behind; {memory.first / 1e6:.0f} MB before, {memory.most / 1e6:.0f} MB at most")
     assert slowly > 0 and behind > 1000
-    # Beside the budget: chunks on their way, one answer of each broker, and what the allocator keeps.
-    assert memory.most - memory.first < budget + 128 * faulty.MIB
+    # Beside the budget there are chunks on their way, an answer of each broker, and what the allocator keeps: some
+    # 60 MB more on an idle machine. Who does not push back holds all of it, more than once.
+    assert memory.most - memory.first < 20_000 * 12_000
     assert {n: found[2] for n, found in case.frontiers().items()} == epochs, "the partitions were taken over anew"
     case.wait_exported()
     assert worker.stop() == 0, case.why()
