@@ -97,7 +97,8 @@ def test_ingest_keeps_its_rate_while_the_store_is_away(own_case, s3):
           f" {memory.first / 1e6:.0f} → {memory.most / 1e6:.0f} MB")
     assert max(away) > 0.5 * normal
     assert requests < 4 * case.partitions
-    assert memory.most - memory.first < 3 * budget
+    # Beside the budget there are chunks on their way and what the allocator keeps; a busy machine keeps more.
+    assert memory.most - memory.first < budget + 160 * faulty.MIB
     s3.off()
     case.wait_exported(90)
     assert worker.stop() == 0, case.why()
@@ -219,40 +220,3 @@ def test_there_is_no_multipart_upload(own_case, s3):
     heir = case.start_ready()
     finish(case, heir)
     assert "multipart" not in s3.state()["requests"]
-
-
-def test_full_memory_rolls_while_the_store_works(own_case, s3):
-    """A PUT is on its way, and memory fills meanwhile: the open file rolls; nothing is dropped and read back."""
-    case = own_case
-    generator = generate.Generator(208)
-    worker = case.start_ready(
-        ROLL__AGE_MS_MAX=3_600_000,
-        S3__TIMEOUT_MS=240_000,  # a PUT that hangs is not a store that is away
-        KAFKA__QUEUED_KBYTES_MAX=1024,
-        EXPORT__MEMORY_BYTES_MAX=16 * faulty.MIB,
-        ROLL__BYTES_MAX=12 * faulty.MIB,
-        BATCH__BYTES_MAX=faulty.MIB,
-    )
-    case.produce((padded(generator, 6000) for _ in range(20)), partition=0)
-    case.wait_drained()
-    read = rows_read(case)
-    s3.set(f"mode=hang-before-apply&op=put&prefix={case.prefix}")
-    case.produce((padded(generator, 6000) for _ in range(3000)), partition=0)  # some 18 MB
-    case.wait_drained()
-    case.wait(lambda: s3.state()["waiting"] == 1, "memory to be full, and a file on its way")
-    case.produce((padded(generator, 6000) for _ in range(1700)), partition=0)  # some 10 MB
-    case.wait_drained()
-    s3.off()
-    case.wait(lambda: entered(case)[0] >= 2, "the files that rolled")
-    assert worker.stop() == 0, case.why()
-    assert rows_read(case) == read, "rows were read back from the table"
-    case.assert_clean()
-
-
-def rows_read(case):
-    """Rows that anybody has fetched from the table."""
-    execute(case, "SELECT pg_stat_force_next_flush()")
-    return case.query(
-        "SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0)::bigint FROM pg_stat_user_tables"
-        " WHERE starts_with(relname, 'user_interactions')"
-    )[0][0]

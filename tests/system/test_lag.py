@@ -27,7 +27,9 @@ def kafkas_own(case):
     at = {name: head.index(name) for name in ("TOPIC", "PARTITION", "CURRENT-OFFSET", "LOG-END-OFFSET")}
     rows = [row for row in table if row[at["TOPIC"]] == case.topic]
     assert rows, done.stdout
-    return {int(row[at["PARTITION"]]): (int(row[at["CURRENT-OFFSET"]]), int(row[at["LOG-END-OFFSET"]])) for row in rows}
+    # "-": nothing was committed yet.
+    offsets = [[int(row[at[name]].replace("-", "0")) for name in ("PARTITION", "CURRENT-OFFSET", "LOG-END-OFFSET")] for row in rows]
+    return {partition: (committed, end) for partition, committed, end in offsets}
 
 
 def agree(ours, theirs):
