@@ -73,6 +73,7 @@ def test_ingest_keeps_its_rate_while_the_store_is_away(own_case, s3):
         KAFKA__QUEUED_KBYTES_MAX=4096,
         EXPORT__MEMORY_BYTES_MAX=budget,
         BATCH__BYTES_MAX=2 * faulty.MIB,
+        EXPORT__CATCH_UP_ROWS=500,  # of 6 kB: a chunk has to fit the budget
         ROLL__BYTES_MAX=12 * faulty.MIB,
     )
     events = [padded(generator, 6000) for _ in range(4000)]
