@@ -1,0 +1,215 @@
+{{/* The release's full name: at most 52 characters, for CronJobs add a suffix and Kubernetes some digits. */}}
+{{- define "feed-worker.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What never changes in the life of a release. */}}
+{{- define "feed-worker.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "feed-worker.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "feed-worker.selectorLabels" . }}
+app.kubernetes.io/version: {{ include "feed-worker.version" . | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: feed-worker
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* `annotations:` with the common ones and those given: (list . $more). Nothing if there are none. */}}
+{{- define "feed-worker.annotations" -}}
+{{- $root := index . 0 -}}
+{{- with merge (dict) (index . 1) $root.Values.commonAnnotations -}}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{- define "feed-worker.version" -}}
+{{- .Values.image.tag | default .Chart.AppVersion -}}
+{{- end -}}
+
+{{- define "feed-worker.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository (include "feed-worker.version" .) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "feed-worker.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "feed-worker.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A quantity of memory in bytes: 512Mi, 2G, 1073741824. */}}
+{{- define "feed-worker.bytes" -}}
+{{- $text := toString . -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- mul (trimSuffix $unit $text | int64) (get $units $unit | int64) -}}
+{{- end -}}
+
+{{/* What of the configuration the chart decides, added to what values say. */}}
+{{- define "feed-worker.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- range $section := list "shutdown" "export" "statsd" -}}
+{{- if not (hasKey $config $section) -}}{{- $_ := set $config $section (dict) -}}{{- end -}}
+{{- end -}}
+{{- $_ := set $config.shutdown "grace_ms" (mul .Values.terminationGracePeriodSeconds 1000) -}}
+{{- if not (hasKey $config.export "memory_bytes_max") -}}
+{{- $limit := include "feed-worker.bytes" .Values.resources.limits.memory | int64 -}}
+{{- $_ := set $config.export "memory_bytes_max" (div (mul $limit 3) 8) -}}
+{{- end -}}
+{{- $_ := set $config.statsd "enabled" (ne .Values.statsd.target "none") -}}
+{{- if eq .Values.statsd.target "address" -}}
+{{- $_ := set $config.statsd "addr" (printf "%s:%d" .Values.statsd.address (int .Values.statsd.port)) -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{- define "feed-worker.healthPort" -}}
+{{- regexFind "[0-9]+$" .Values.config.health.addr -}}
+{{- end -}}
+
+{{/* Everything that makes a release of no use, told at once. */}}
+{{- define "feed-worker.validate" -}}
+{{- $problems := list -}}
+{{- $partitions := int .Values.topic.partitions -}}
+{{- if not .Values.config.kafka.bootstrap_servers -}}
+{{- $problems = append $problems "config.kafka.bootstrap_servers is missing: host:port,host:port" -}}
+{{- end -}}
+{{- if not .Values.config.registry.url -}}
+{{- $problems = append $problems "config.registry.url is missing: https://host:port" -}}
+{{- end -}}
+{{- if not .Values.database.secret -}}
+{{- $problems = append $problems "database.secret is missing: the Secret with the worker's Postgres URL" -}}
+{{- end -}}
+{{- range $job := list "migration" "maintain" "audit" -}}
+{{- $values := get $.Values $job -}}
+{{- if and $values.enabled (not $values.database.secret) -}}
+{{- $problems = append $problems (printf "%s.database.secret is missing: its role is not the worker's; or set %s.enabled to false" $job $job) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq .Values.autoscaling.mode "none" -}}
+{{- if gt (int .Values.replicaCount) $partitions -}}
+{{- $problems = append $problems (printf "replicaCount (%d) is more than topic.partitions (%d): the others would have nothing to do" (int .Values.replicaCount) $partitions) -}}
+{{- end -}}
+{{- else -}}
+{{- if gt (int .Values.autoscaling.maxReplicas) $partitions -}}
+{{- $problems = append $problems (printf "autoscaling.maxReplicas (%d) is more than topic.partitions (%d): the others would have nothing to do" (int .Values.autoscaling.maxReplicas) $partitions) -}}
+{{- end -}}
+{{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
+{{- $problems = append $problems "autoscaling.minReplicas is more than autoscaling.maxReplicas" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .Values.autoscaling.mode "keda") (not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1")) -}}
+{{- $problems = append $problems "autoscaling.mode is keda, but the cluster has no keda.sh/v1alpha1 (for `helm template`: --api-versions keda.sh/v1alpha1)" -}}
+{{- end -}}
+{{- if and (eq .Values.statsd.target "address") (not .Values.statsd.address) -}}
+{{- $problems = append $problems "statsd.address is missing, which statsd.target asks for" -}}
+{{- end -}}
+{{- if $problems -}}
+{{- fail (printf "these values cannot be used:\n  %s" (join "\n  " $problems)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The environment of every container: (dict "root" . "database" <Secret and key, or nil>). */}}
+{{- define "feed-worker.env" -}}
+{{- $root := .root -}}
+{{- with .database }}
+- name: DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ .key }}
+{{- end }}
+{{- range $name, $from := $root.Values.secretEnv }}
+- name: {{ $name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $from.secret }}
+      key: {{ $from.key }}
+{{- end }}
+{{- with $root.Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* What every pod of the chart shares: (dict "root" . ). */}}
+{{- define "feed-worker.pod" -}}
+serviceAccountName: {{ include "feed-worker.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What every container of the chart shares. */}}
+{{- define "feed-worker.container" -}}
+image: {{ include "feed-worker.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  {{- toYaml .Values.containerSecurityContext | nindent 2 }}
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end -}}
+
+{{- define "feed-worker.caMount" -}}
+{{- if .Values.caCertificates.configMap }}
+- name: ca
+  mountPath: /etc/feed-worker/ca
+  readOnly: true
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "feed-worker.caVolume" -}}
+{{- with .Values.caCertificates }}
+{{- if .configMap }}
+- name: ca
+  configMap:
+    name: {{ .configMap }}
+    items:
+      - key: {{ .key }}
+        path: {{ .key }}
+{{- end }}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
