@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use apache_avro::Schema;
-use feed_worker::event::{Interaction, READER_SCHEMA_JSON, RejectReason, Verdict, recanonicalize};
+use feed_worker::event::{READER_SCHEMA_JSON, RejectReason, Verdict};
 
 use crate::oracle::{self, Columns};
-use crate::support::{Body, RECORDED_AT_MS, Random, V1, V2, decoder, json, read_schema};
+use crate::support::{Body, RECORDED_AT_MS, Random, V1, V2, check_limits, decoder, json, read_schema};
 
 const MUTATIONS: u64 = 150_000;
 
@@ -62,24 +62,6 @@ fn mutate(value: &mut Vec<u8>, random: &mut Random) {
             }
             _ => value[at] = *random.pick(b"\0\x01\x02\x7f\x80\xff\"\\{}[],:0-eu"),
         }
-    }
-}
-
-/// What was accepted is within every limit.
-fn check_limits(interaction: &Interaction<'_>) {
-    let day = 86_400_000;
-    assert!((946_684_800_000..=RECORDED_AT_MS + day).contains(&interaction.occurred_at_ms));
-    assert!(interaction.watch_time_seconds.is_none_or(|s| s.is_finite() && s >= 0.0));
-    assert!(interaction.recommendation_score.is_none_or(f64::is_finite));
-    assert!(interaction.position.is_none_or(|p| p >= 0));
-    for text in [interaction.algorithm, interaction.experiment_variant_id, interaction.feed_session_id] {
-        assert!(text.is_none_or(|text| (1..=256).contains(&text.len()) && !text.contains('\0')));
-    }
-    if let Some(metadata) = interaction.metadata {
-        assert!(metadata.len() <= 16 * 1024);
-        let mut again = String::new();
-        recanonicalize(metadata, &mut again).unwrap();
-        assert_eq!(metadata, again);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use feed_worker::event::{
-    Decoder, Interaction, InteractionTypes, READER_SCHEMA_JSON, Reject, RejectReason, Verdict,
+    Decoder, Interaction, InteractionTypes, READER_SCHEMA_JSON, Reject, RejectReason, Verdict, recanonicalize,
 };
 
 /// 2026-01-15T12:00:00Z, Kafka's timestamp of every event in the tests and the examples.
@@ -175,5 +175,23 @@ impl Random {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
         }
+    }
+}
+
+/// What was accepted is within every limit.
+pub fn check_limits(interaction: &Interaction<'_>) {
+    let day = 86_400_000;
+    assert!((946_684_800_000..=RECORDED_AT_MS + day).contains(&interaction.occurred_at_ms));
+    assert!(interaction.watch_time_seconds.is_none_or(|s| s.is_finite() && s >= 0.0));
+    assert!(interaction.recommendation_score.is_none_or(f64::is_finite));
+    assert!(interaction.position.is_none_or(|p| p >= 0));
+    for text in [interaction.algorithm, interaction.experiment_variant_id, interaction.feed_session_id] {
+        assert!(text.is_none_or(|text| (1..=256).contains(&text.len()) && !text.contains('\0')));
+    }
+    if let Some(metadata) = interaction.metadata {
+        assert!(metadata.len() <= 16 * 1024);
+        let mut again = String::new();
+        recanonicalize(metadata, &mut again).unwrap();
+        assert_eq!(metadata, again);
     }
 }

@@ -563,17 +563,14 @@ def avro_schema_paths():
     return [SCHEMA_FOLDER / name for name in ("interaction.v1.avsc", "interaction.avsc")]
 
 
-class FrontierWatch:
-    """Reads the ledger again and again; remembers every step back."""
+class Watch:
+    """A thread that looks again and again while the block runs; `look` is what a kind of watch does."""
 
-    def __init__(self, case, every_s=0.05):
+    def __init__(self, case, every_s):
         self.case = case
         self.every_s = every_s
-        self.regressions = []
-        self.epochs = {}
-        self.reads = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="frontier-watch")
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__)
 
     def __enter__(self):
         self._thread.start()
@@ -583,17 +580,30 @@ class FrontierWatch:
         self._stop.set()
         self._thread.join()
 
-    def _watch(self):
-        last = {}
+    def _run(self):
         while not self._stop.wait(self.every_s):
-            try:
-                now = self.case.frontiers()
-            except psycopg.Error:
-                continue  # Postgres is being restarted
-            self.reads += 1
-            for partition, found in now.items():
-                before = last.get(partition, found)
-                if any(new < old for new, old in zip(found, before, strict=True)):
-                    self.regressions.append((partition, before, found))
-                self.epochs.setdefault(partition, set()).add(found[2])
-            last.update(now)
+            self.look()
+
+
+class FrontierWatch(Watch):
+    """Reads the ledger again and again; remembers every step back."""
+
+    def __init__(self, case, every_s=0.05):
+        super().__init__(case, every_s)
+        self.regressions = []
+        self.epochs = {}
+        self.reads = 0
+        self._last = {}
+
+    def look(self):
+        try:
+            now = self.case.frontiers()
+        except psycopg.Error:
+            return  # Postgres is being restarted
+        self.reads += 1
+        for partition, found in now.items():
+            before = self._last.get(partition, found)
+            if any(new < old for new, old in zip(found, before, strict=True)):
+                self.regressions.append((partition, before, found))
+            self.epochs.setdefault(partition, set()).add(found[2])
+        self._last.update(now)

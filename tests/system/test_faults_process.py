@@ -109,33 +109,22 @@ def test_kill_while_it_shuts_down(case):
     case.assert_clean()
 
 
-class ProgressWatch:
+class ProgressWatch(harness.Watch):
     """The longest time that any partition stood still while it had records to take."""
 
     def __init__(self, case):
-        self.case = case
+        super().__init__(case, every_s=0.1)
         self.worst_s = 0.0
         self._last = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="progress-watch")
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._stop.wait(0.1):
-            now = time.monotonic()
-            for partition, frontier in persisted(self.case).items():
-                before, since = self._last.get(partition, (None, now))
-                if frontier != before:
-                    since = now
-                self._last[partition] = (frontier, since)
-                self.worst_s = max(self.worst_s, now - since)
+    def look(self):
+        now = time.monotonic()
+        for partition, frontier in persisted(self.case).items():
+            before, since = self._last.get(partition, (None, now))
+            if frontier != before:
+                since = now
+            self._last[partition] = (frontier, since)
+            self.worst_s = max(self.worst_s, now - since)
 
 
 def test_rebalance_storm(case):
