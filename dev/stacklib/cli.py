@@ -37,6 +37,7 @@ def _parser():
     shift = up.add_mutually_exclusive_group()
     shift.add_argument("--clock-offset-s", type=int, metavar="N", help="run everything N seconds ahead (or behind, if negative)")
     shift.add_argument("--clock-at", type=_clock_at, metavar="'YYYY-MM-DD HH:MM:SS'", help="the same, to a UTC time")
+    up.add_argument("--jvm-as-shipped", action="store_true", default=None, help="brokers with Kafka's own JVM settings: slower to start, faster after")
     up.add_argument("--postgres-fast", action="store_true", default=None, help="no fsync: what a crash of the machine would lose")
     command("down", "end everything and remove its data; the logs stay in DIR/log")
     command("status", "what runs, and where; exit code 1 unless everything does")
@@ -96,6 +97,7 @@ def _chosen(arguments):
         "s3_folder": str(arguments.s3_dir.resolve()) if arguments.s3_dir else None,
         "clock_offset_s": offset_s,
         "postgres_fast": arguments.postgres_fast,
+        "jvm_as_shipped": arguments.jvm_as_shipped,
     }
     return {name: value for name, value in asked.items() if value is not None}
 

@@ -8,6 +8,11 @@ from .settings import KAFKA_LIBS
 
 # A small heap and the cheapest compiler: a test broker lives for seconds to minutes.
 JVM = ["-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Duser.timezone=UTC"]
+# What Kafka's own start script gives a broker, for benchmarks (bin/kafka-run-class.sh, 4.3.1).
+JVM_AS_SHIPPED = [
+    "-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent", "-Djava.awt.headless=true", "-Duser.timezone=UTC",
+]
 STARTED = b"Kafka Server started"
 
 
@@ -15,13 +20,13 @@ def process(settings, node):
     return Process(settings.folder, f"kafka-{node}")
 
 
-def _java(main_class, *arguments):
+def _java(jvm, main_class, *arguments):
     if not any(KAFKA_LIBS.glob("kafka_*.jar")):
         raise StackError(f"no Kafka in {KAFKA_LIBS}: run dev/install")
     java = shutil.which("java")
     if not java:
         raise StackError("no java: run dev/install")
-    return [java, *JVM, "-cp", f"{KAFKA_LIBS}/*", main_class, *arguments]
+    return [java, *jvm, "-cp", f"{KAFKA_LIBS}/*", main_class, *arguments]
 
 
 def _properties(settings, node):
@@ -83,7 +88,7 @@ def start(settings, node):
     if not (_data(settings, node) / "meta.properties").exists():
         _format(settings, node, configuration)
     before = one.spawn(
-        _java("kafka.Kafka", configuration), env={**settings.clock_env(), "LOG_DIR": str(folder)}, cwd=folder
+        _java(JVM_AS_SHIPPED if settings.jvm_as_shipped else JVM, "kafka.Kafka", configuration), env={**settings.clock_env(), "LOG_DIR": str(folder)}, cwd=folder
     )
     one.wait_until(lambda: STARTED in one.log_since(before), deadline_s=90)
     one.wait_until(lambda: accepts_connections(settings.ports[f"broker-{node}"]))
@@ -91,7 +96,7 @@ def start(settings, node):
 
 def _format(settings, node, configuration):
     done = subprocess.run(
-        _java("kafka.tools.StorageTool", "format", "-t", settings.cluster_id, "-c", str(configuration)),
+        _java(JVM, "kafka.tools.StorageTool", "format", "-t", settings.cluster_id, "-c", str(configuration)),
         capture_output=True,
         text=True,
         check=False,

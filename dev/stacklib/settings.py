@@ -37,6 +37,7 @@ class Settings:
     s3_folder: str = ""
     clock_offset_s: int = 0
     postgres_fast: bool = False
+    jvm_as_shipped: bool = False
     cluster_id: str = field(default_factory=new_cluster_id)
     ports: dict = field(default_factory=dict)
     # Postgres refuses to run as root, and its user may not be able to enter the repository: its data lie elsewhere.
