@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain deny clean
+.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ crash-matrix: build tools ## 1,000 process kills at the failpoints' later hits, 
 
 bench-drain: install ## Drain 2,000,000 events into both sinks (release build), beside a plain Python worker
 	benches/drain/run
+
+bench-produce: install ## How long a producer waits for its acknowledgement, at four loads and with brokers killed (release build)
+	benches/produce_latency/run
 
 deny: ## Licences, sources and duplicates of the dependencies (needs cargo-deny)
 	cargo deny check bans licenses sources

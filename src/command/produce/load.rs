@@ -59,8 +59,9 @@ pub struct Args {
     /// Share of planted bad records, every kind in turn.
     #[arg(long, default_value_t = 0.0, conflicts_with = "file")]
     bad_share: f64,
-    /// How long librdkafka waits for more records to send together.
-    #[arg(long, value_name = "MS", default_value_t = 5)]
+    /// How long librdkafka waits for more records to send together. Shorter than the broker's round trip,
+    /// its threads spin (docs/producing.md).
+    #[arg(long, value_name = "MS", default_value_t = 10)]
     linger_ms: u32,
     /// Write a line of JSON for each delivered record: partition, offset, kind (valid or bad), reason.
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
