@@ -12,10 +12,11 @@ install: ## Install what is missing: system packages, Kafka's jars
 venv: ## Python tools of tests and demo, in target/venv
 	dev/venv test
 
-tools: install venv ## Servers that are not ours, for the system tests: versitygw, Apicurio, toxiproxy
+tools: install venv ## Parts that are not ours, for the system tests: versitygw, Apicurio, toxiproxy, promtool
 	dev/versitygw
 	dev/toxiproxy
 	dev/apicurio
+	dev/promtool
 
 build: install ## Build the worker and the local S3 server (debug profile)
 	cargo build --locked --bins --example s3

@@ -82,6 +82,11 @@ pub trait Database: Send + Sync {
 
     fn read<'a>(&'a self, range: &'a Range) -> DatabaseFuture<'a, Reread>;
 
+    /// When the first row at or above an offset was recorded, ms; it is of that day or a later one.
+    fn oldest_row_ms(&self, _partition: i32, _from: i64, _first_day: i32) -> DatabaseFuture<'_, Option<i64>> {
+        Box::pin(async { Ok(None) })
+    }
+
     fn now_ms(&self) -> DatabaseFuture<'_, i64>;
     fn advance(&self, at: (i32, i64, i64), days: (i32, i32)) -> DatabaseFuture<'_, bool>;
     fn reached(&self, partition: i32, epoch: i64) -> DatabaseFuture<'_, Option<i32>>;
@@ -130,6 +135,14 @@ pub trait Broker: Send + Sync {
     fn partitions(&self) -> BrokerFuture<'_, Vec<i32>>;
     fn bounds<'a>(&'a self, partitions: &'a [i32]) -> BrokerFuture<'a, Vec<(i32, i64, i64)>>;
     fn read_at<'a>(&'a self, wanted: &'a [(i32, i64)]) -> BrokerFuture<'a, BTreeMap<i32, Found>>;
+    /// Partitions that no member of the group has; none: the group rebalances just now.
+    fn unowned(&self) -> BrokerFuture<'_, Option<Vec<i32>>> {
+        Box::pin(async { Ok(None) })
+    }
+    /// How long the topic keeps a record; none: for ever.
+    fn retention_ms(&self) -> BrokerFuture<'_, Option<u64>> {
+        Box::pin(async { Ok(None) })
+    }
     fn record_at(&self, partition: i32, offset: i64) -> BrokerFuture<'_, Option<Chunk>>;
 }
 

@@ -92,6 +92,8 @@ pub struct Partition {
     pub in_flight: bool,
     /// How large it is.
     in_flight_bytes: usize,
+    /// Kafka's timestamp of its first record.
+    in_flight_oldest_ms: i64,
     /// A batch that came back without a row that Postgres refused, to be written first.
     pub returned: Option<PartitionBatch>,
     /// Dead letters of the open batch that are not acknowledged yet.
@@ -149,6 +151,7 @@ impl Partition {
             open_since: None,
             in_flight: false,
             in_flight_bytes: 0,
+            in_flight_oldest_ms: 0,
             returned: None,
             unacknowledged: 0,
             wait: None,
@@ -199,6 +202,7 @@ impl Partition {
             std::mem::replace(&mut self.open, next)
         });
         self.in_flight_bytes = batch.tuples.capacity();
+        self.in_flight_oldest_ms = batch.oldest_ms;
         batch
     }
 
@@ -215,6 +219,19 @@ impl Partition {
     /// Whether everything that was taken is written.
     pub fn is_written(&self) -> bool {
         !self.has_open() && !self.in_flight && self.returned.is_none()
+    }
+
+    /// Kafka's timestamp of the record at the frontier, if it is at hand.
+    pub fn oldest_ms(&self) -> Option<i64> {
+        let parked = || {
+            let (chunk, run) = self.parked.front()?;
+            chunk.records.get(run.start)?.timestamp.to_millis()
+        };
+        if self.in_flight {
+            return Some(self.in_flight_oldest_ms);
+        }
+        let batch = self.returned.as_ref().or_else(|| self.has_open().then_some(&self.open));
+        batch.map(|batch| batch.oldest_ms).or_else(parked)
     }
 
     /// The offset that comes next.

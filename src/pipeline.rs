@@ -13,12 +13,15 @@
 //! 4. One partition that waits, stops or is lost does not hold up another.
 
 mod export_side;
+mod figures;
 mod intake;
 mod membership;
 mod parts;
 mod persist_side;
 mod silence;
 
+use figures::Figures;
+pub use figures::Measured;
 pub use parts::{Done, Ended, Reply};
 use parts::{Incoming, LaneHandle, Leaving, Shutdown, Stopped, Tasks};
 use silence::Silence;
@@ -88,8 +91,7 @@ pub struct Pipeline {
     finished_at: Option<Instant>,
     asked_released_at: Instant,
     asked_clock_at: Instant,
-    reported_at: Instant,
-    lag_asked_at: Option<Instant>,
+    figures: Figures,
     shutdown: Option<Shutdown>,
     joined: bool,
 }
@@ -180,8 +182,7 @@ impl Pipeline {
             finished_at: None,
             asked_released_at: now,
             asked_clock_at: now,
-            reported_at: now,
-            lag_asked_at: None,
+            figures: Figures::new(now),
             shutdown: None,
             joined: false,
         };

@@ -124,7 +124,7 @@ pub enum Command {
     /// Check and register the event's schemas.
     Schemas(schemas::Args),
     // Its text is that of the arguments.
-    Produce(produce::Args),
+    Produce(Box<produce::Args>),
     /// Print the failpoints, each with what can happen there.
     #[cfg(feature = "failpoints")]
     #[command(hide = true)]
@@ -192,7 +192,7 @@ async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> 
         Command::Exports(command) => exports::run(command, &config).await,
         Command::Topics(args) => topics::run(args, &ClientContext::new(&config)?).await,
         Command::Schemas(args) => schemas::run(args, &ClientContext::new(&config)?).await,
-        Command::Produce(args) => produce::run(args, &ClientContext::new(&config)?).await,
+        Command::Produce(args) => produce::run(*args, &ClientContext::new(&config)?, &config).await,
         #[cfg(feature = "failpoints")]
         Command::Failpoints => {
             for (name, can_fail) in crate::failpoint::POINTS {

@@ -1,5 +1,6 @@
 //! `feed-worker produce`: sends a file of events, or generated ones.
 
+mod canary;
 mod display;
 mod file;
 mod load;
@@ -12,6 +13,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use crate::command::{ClientContext, Failure};
+use crate::config::Config;
 
 /// Send events to the source topic: those of a file (--file), or generated ones (--count, --duration).
 ///
@@ -23,6 +25,8 @@ use crate::command::{ClientContext, Failure};
 /// schedule wanted each sent, so a broker that stalls shows in the percentiles; a failure counts as the maximum.
 /// Planted bad records carry the header `x-planted-reason`.
 ///
+/// With --canary it measures without end, on a topic that nobody reads.
+///
 /// Ctrl-C stops the sending, waits for what is under way, reports, and ends with 130.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,6 +34,8 @@ pub struct Args {
     file: file::Args,
     #[command(flatten)]
     load: load::Args,
+    #[command(flatten)]
+    canary: canary::Args,
     #[command(flatten)]
     common: Common,
 }
@@ -59,9 +65,11 @@ pub enum Progress {
     None,
 }
 
-pub async fn run(args: Args, cx: &ClientContext) -> Result<(), Failure> {
+pub async fn run(args: Args, cx: &ClientContext, config: &Config) -> Result<(), Failure> {
     args.common.check()?;
-    if args.file.path().is_some() {
+    if args.canary.is_set() {
+        canary::run(args.canary, args.load.duration(), &args.common, cx, config).await
+    } else if args.file.path().is_some() {
         file::run(args.file, &args.common, cx).await
     } else {
         load::run(args.load, &args.common, cx).await

@@ -19,7 +19,7 @@ use crate::postgres::{self, Postgres};
 use crate::registry::Registry;
 use crate::retry::Backoff;
 use crate::telemetry::health::{self, Health};
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, recorder};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -31,9 +31,9 @@ pub struct Args {
 /// Runs a worker until SIGTERM or SIGINT; a second signal ends the process at once.
 pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
     let signals = Signals::new()?;
-    let _flush = metrics::install(&config.statsd)?;
+    let counted = recorder::install(&config)?;
     let health = Health::new(Duration::from_millis(config.health.stall_ms));
-    health::serve(&config.health.addr, health.clone()).await?;
+    health::serve(&config.health.addr, health.clone(), counted.page.clone()).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         topic = config.kafka.topic,
@@ -165,7 +165,10 @@ async fn cluster_id(config: &Config) -> String {
         match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(Some(id))) => return id,
             Ok(Ok(None)) => tracing::warn!("the brokers do not say which cluster they are: asking again"),
-            Ok(Err(error)) => tracing::warn!(%error, "the brokers do not answer: asking again"),
+            Ok(Err(error)) => {
+                metrics::retried("kafka");
+                tracing::warn!(%error, "the brokers do not answer: asking again");
+            }
             Err(error) => tracing::warn!(%error, "the brokers could not be asked: asking again"),
         }
         backoff.wait().await;

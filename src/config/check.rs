@@ -79,8 +79,21 @@ pub fn check(config: &Config, provenance: &Provenance) -> Result<(), ConfigError
 }
 
 fn above_zero(config: &Config, checks: &mut Checks<'_>) {
-    let Config { kafka, registry, postgres, s3, batch, roll, export, rejects, day, shutdown, health, .. } =
-        config;
+    let Config {
+        kafka,
+        registry,
+        postgres,
+        s3,
+        batch,
+        roll,
+        export,
+        rejects,
+        day,
+        shutdown,
+        health,
+        metrics,
+        ..
+    } = config;
     let values = [
         ("kafka.session_timeout_ms", kafka.session_timeout_ms),
         ("kafka.heartbeat_interval_ms", kafka.heartbeat_interval_ms),
@@ -108,6 +121,7 @@ fn above_zero(config: &Config, checks: &mut Checks<'_>) {
         ("day.ahead_days", day.ahead_days.into()),
         ("shutdown.deadline_ms", shutdown.deadline_ms),
         ("health.stall_ms", health.stall_ms),
+        ("metrics.lag_interval_ms", metrics.lag_interval_ms),
     ];
     for (key, value) in values {
         checks.that(value > 0, &[key], "must be above 0");
@@ -128,6 +142,13 @@ fn names(config: &Config, checks: &mut Checks<'_>) {
         config.kafka.topic != config.kafka.dlq_topic,
         &["kafka.topic", "kafka.dlq_topic"],
         "must differ, or every rejected record would be read again",
+    );
+    let canary = &config.kafka.canary_topic;
+    checks.that(topic(canary), &["kafka.canary_topic"], topic_rule);
+    checks.that(
+        *canary != config.kafka.topic && *canary != config.kafka.dlq_topic,
+        &["kafka.canary_topic", "kafka.topic", "kafka.dlq_topic"],
+        "the first must be another, or records that only measure would be taken for events",
     );
     checks.that(!config.kafka.group_id.is_empty(), &["kafka.group_id"], "must not be empty");
     checks.that(!config.s3.bucket.is_empty(), &["s3.bucket"], "must not be empty");

@@ -29,6 +29,8 @@ sections! {
         topic: String = "feed.interactions.v1".to_owned();
         /// Topic that rejected records go to, bytes untouched.
         dlq_topic: String = "feed.interactions.v1.dlq".to_owned();
+        /// Topic that `produce --canary` writes to. Nobody reads it.
+        canary_topic: String = "feed.interactions.v1.canary".to_owned();
         /// Consumer group. The ledger belongs to one group: a worker of another one is refused.
         group_id: String = "feed-worker".to_owned();
         /// Name of this client in the brokers' logs and quotas.
@@ -221,6 +223,17 @@ sections! {
         prefix: String = "feed_worker".to_owned();
         /// Send metrics at all.
         enabled: bool = true;
+    }
+
+    /// What is measured, and the page that Prometheus reads.
+    metrics: Metrics {
+        /// Answer `GET /metrics` on the health port, in Prometheus's text format. Statsd lines are sent or not
+        /// regardless of it.
+        prometheus: bool = true;
+        /// How often the brokers are asked for the partitions' ends. Larger: lag is older, and stalls are noticed
+        /// later (after ten of it); an agent forgets a gauge that is silent for longer than its flush interval of
+        /// 10 s. Smaller: a client's requests more often.
+        lag_interval_ms: u64 = 10_000;
     }
 
     /// Log lines, to stderr.

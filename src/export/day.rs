@@ -25,21 +25,22 @@ pub struct DayFinisher {
 }
 
 impl DayFinisher {
-    /// Closes what can be closed and finishes what is closed. Safe for many workers at once.
-    pub async fn run(&self) -> anyhow::Result<()> {
+    /// Closes what can be closed and finishes what is closed. Safe for many workers at once. Returns the last day
+    /// whose `_SUCCESS` is known; none: the topic is not known yet.
+    pub async fn run(&self) -> anyhow::Result<Option<i32>> {
         let Some((closed, _)) = self.database.topic_days().await? else {
-            return Ok(());
+            return Ok(None);
         };
         if self.database.least_closed().await?.is_some_and(|least| least > closed) {
             self.database.close_topic(Box::pin(self.partitions())).await?;
         }
         let Some((closed, success)) = self.database.topic_days().await? else {
-            return Ok(());
+            return Ok(None);
         };
         for day in success + 1..=closed {
             self.finish(day).await?;
         }
-        Ok(())
+        Ok(Some(success.max(closed)))
     }
 
     /// The topic's partitions, fresh from the broker.

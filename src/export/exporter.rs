@@ -51,6 +51,17 @@ struct Reading {
     tail: Option<Vec<u8>>,
 }
 
+/// What is known here about the oldest row that is in no object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldestRow {
+    /// Every row is.
+    None,
+    /// It was recorded then, ms since 1970.
+    At(i64),
+    /// It has to be read back first; the table knows.
+    Unknown,
+}
+
 /// One partition's export.
 pub struct Exporter {
     topic: String,
@@ -113,6 +124,16 @@ impl Exporter {
         self.sealed.clear();
         self.uploading = false;
         self.halted = Some(why);
+    }
+
+    /// The oldest row that is in no object.
+    pub fn oldest_row(&self) -> OldestRow {
+        let sealed = self.sealed.front().map(|(file, _)| file.recorded_at_min_ms);
+        match sealed.or_else(|| self.open.as_ref().and_then(OpenFile::recorded_at_min_ms)) {
+            Some(at_ms) => OldestRow::At(at_ms),
+            None if self.live => OldestRow::None,
+            None => OldestRow::Unknown,
+        }
     }
 
     /// Memory held, in bytes.

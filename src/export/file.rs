@@ -147,6 +147,11 @@ impl OpenFile {
         self.next_offset
     }
 
+    /// When the oldest row was recorded; none: there is no row.
+    pub fn recorded_at_min_ms(&self) -> Option<i64> {
+        (self.rows > 0).then_some(self.recorded_at_min_ms)
+    }
+
     /// When the first row was ingested: what the file's age is counted from.
     pub fn first_ingested_at_ms(&self) -> Option<i64> {
         self.first_ingested_at_ms

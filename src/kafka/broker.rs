@@ -6,6 +6,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 
+use super::group;
 use super::probe::{self, Found};
 use crate::config::Config;
 use crate::outside::{Broker, BrokerFuture};
@@ -25,6 +26,7 @@ pub struct Brokers {
     client: ClientConfig,
     consumer: ClientConfig,
     topic: String,
+    group: String,
 }
 
 impl Brokers {
@@ -33,6 +35,7 @@ impl Brokers {
             client: super::client_config(config),
             consumer: super::consumer_config(config),
             topic: config.kafka.topic.clone(),
+            group: config.kafka.group_id.clone(),
         }
     }
 
@@ -59,6 +62,14 @@ impl Broker for Brokers {
     fn read_at<'a>(&'a self, wanted: &'a [(i32, i64)]) -> BrokerFuture<'a, BTreeMap<i32, Found>> {
         let wanted = wanted.to_vec();
         self.ask(move |b| probe::read_at(&b.client, &b.topic, &wanted, READ_TIMEOUT))
+    }
+
+    fn unowned(&self) -> BrokerFuture<'_, Option<Vec<i32>>> {
+        self.ask(|b| group::unowned(&b.client, &b.topic, &b.group, METADATA_TIMEOUT))
+    }
+
+    fn retention_ms(&self) -> BrokerFuture<'_, Option<u64>> {
+        Box::pin(group::retention_ms(&self.client, &self.topic, METADATA_TIMEOUT))
     }
 
     fn record_at(&self, partition: i32, offset: i64) -> BrokerFuture<'_, Option<Chunk>> {

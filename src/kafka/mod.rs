@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod dead_letters;
+mod group;
 pub mod probe;
 pub mod rebalance;
 pub mod source;

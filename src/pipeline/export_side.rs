@@ -1,10 +1,10 @@
-//! What follows a commit: files, catching up, memory, days, and the figures of all that.
+//! What follows a commit: files, catching up, memory, days.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Done, Ended, Pipeline, Stopped, day_reached};
+use super::{Done, Ended, Pipeline, day_reached};
 use crate::export::exporter::Roll;
 use crate::export::file::FileError;
 use crate::export::upload::Uploaded;
@@ -12,7 +12,6 @@ use crate::kafka::probe::Found;
 use crate::partition::{AbortOnDrop, Partition, Wait};
 use crate::postgres::ledger::Stop;
 use crate::postgres::reread::{Range, Reread};
-use crate::telemetry::health;
 use crate::telemetry::metrics;
 
 /// How often a partition that looks empty after midnight is probed. Longer closes its day later;
@@ -30,10 +29,6 @@ const READ_YIELD: Duration = Duration::from_millis(500);
 /// its own when memory is full. Larger makes small objects of what waits for a slow store; smaller drops and reads
 /// back what could have been uploaded.
 const ROLL_SHARE: usize = 4;
-
-/// How often the ends of the partitions are asked for. An agent forgets a gauge that is silent for
-/// longer than its flush interval of 10 s; more often costs brokers and a client each time.
-const REPORT_LAG: Duration = Duration::from_secs(10);
 
 impl Pipeline {
     pub(super) fn on_exported(&mut self, done: Done) -> Result<(), Ended> {
@@ -62,7 +57,8 @@ impl Pipeline {
                 self.on_closed_days(partition, epoch, day);
                 Ok(())
             }
-            Done::DaysFinished => {
+            Done::DaysFinished { success_day } => {
+                self.figures.success_day = success_day.or(self.figures.success_day);
                 self.finishing = false;
                 self.finished_at = Some(Instant::now());
                 Ok(())
@@ -119,13 +115,13 @@ impl Pipeline {
     }
 
     /// What batches and files may take together; the client's prefetch has its own part.
-    fn memory_budget(&self) -> usize {
+    pub(super) fn memory_budget(&self) -> usize {
         let queue = self.config.kafka.queued_kbytes_max << 10;
         self.config.export.memory_bytes_max.saturating_sub(queue) as usize
     }
 
     /// Batches and files.
-    fn memory_bytes(&self) -> usize {
+    pub(super) fn memory_bytes(&self) -> usize {
         self.partitions.values().map(|p| p.batch_bytes() + p.exporter.memory_bytes()).sum()
     }
 
@@ -205,11 +201,13 @@ impl Pipeline {
             self.read_at = Instant::now();
             let database = self.outside.database.clone();
             self.tasks.start(async move {
+                let started = Instant::now();
                 let read = tokio::time::timeout(Duration::from_secs(10), database.read(&range));
                 let result = match read.await {
                     Ok(result) => result.map_err(|e| e.to_string()),
                     Err(_) => Err("no answer in time".to_owned()),
                 };
+                metrics::stage("reread", started.elapsed());
                 Done::Read { partition: range.partition, epoch: range.epoch, result }
             });
             return;
@@ -249,10 +247,11 @@ impl Pipeline {
             self.finishing = true;
             let finisher = self.finisher.clone();
             self.tasks.start(async move {
-                if let Err(error) = finisher.run().await {
+                let success_day = finisher.run().await.unwrap_or_else(|error| {
                     tracing::warn!(error = format!("{error:#}"), "days are not finished yet: trying again");
-                }
-                Done::DaysFinished
+                    None
+                });
+                Done::DaysFinished { success_day }
             });
         }
         if self.asked_clock_at.elapsed() > Duration::from_secs(30) {
@@ -390,71 +389,6 @@ impl Pipeline {
             }
         }
         self.start_uploads();
-    }
-
-    /// Gauges and the health snapshot, once a second.
-    pub(super) fn report(&mut self) {
-        if self.reported_at.elapsed() < Duration::from_secs(1) {
-            return;
-        }
-        self.reported_at = Instant::now();
-        let mut snapshot = Vec::new();
-        let mut behind = 0;
-        let mut memory = 0;
-        for partition in self.partitions.values() {
-            let exporter = &partition.exporter;
-            behind += u64::from(!exporter.is_live());
-            memory += exporter.memory_bytes() + partition.open.tuples.capacity();
-            let state = match (partition.wait, exporter.halted(), exporter.is_live()) {
-                (Some(Wait::Schema(_)), ..) => "waits for the registry",
-                (Some(Wait::DeadLetters), ..) => "waits for the dead-letter topic",
-                (Some(Wait::Day), ..) => "moves to the next day",
-                (Some(Wait::Persist), ..) => "waits for postgres",
-                (None, Some(_), _) => "export halted",
-                (None, None, true) => "live",
-                (None, None, false) => "export behind",
-            };
-            snapshot.push(health::PartitionStatus {
-                partition: partition.id,
-                persist_frontier: partition.frontier,
-                export_frontier: exporter.frontier(),
-                state: state.to_owned(),
-            });
-        }
-        for (id, Stopped { why, .. }) in &self.stopped {
-            snapshot.push(health::PartitionStatus {
-                partition: *id,
-                persist_frontier: -1,
-                export_frontier: -1,
-                state: format!("stopped: {why}"),
-            });
-        }
-        metrics::export_state(behind, memory as u64);
-        self.report_lag();
-        metrics::partitions_stopped(self.stopped.len() as u64);
-        self.outside.health.set_partitions(snapshot);
-    }
-}
-
-impl Pipeline {
-    /// How many records lie between each frontier and the partition's end. The frontiers are taken
-    /// before the ends are asked for, so that lag is never told too small.
-    fn report_lag(&mut self) {
-        if self.lag_asked_at.is_some_and(|at| at.elapsed() < REPORT_LAG) || self.partitions.is_empty() {
-            return;
-        }
-        self.lag_asked_at = Some(Instant::now());
-        let frontiers: Vec<(i32, i64, i64)> =
-            self.partitions.values().map(|p| (p.id, p.frontier, p.exporter.frontier())).collect();
-        let broker = self.outside.broker.clone();
-        tokio::spawn(async move {
-            let ids: Vec<i32> = frontiers.iter().map(|(id, ..)| *id).collect();
-            let Ok(bounds) = broker.bounds(&ids).await else { return };
-            for ((id, persisted, exported), (_, _, end)) in frontiers.into_iter().zip(bounds) {
-                metrics::lag_persist_records(id, end.saturating_sub(persisted).max(0).cast_unsigned());
-                metrics::lag_export_records(id, end.saturating_sub(exported).max(0).cast_unsigned());
-            }
-        });
     }
 }
 

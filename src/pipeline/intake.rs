@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{Done, Ended, Incoming, Pipeline};
 use crate::kafka::source::Command;
 use crate::partition::{Brought, Partition, Taken, Wait};
@@ -53,6 +55,7 @@ impl Pipeline {
         self.rules.now_ms = self.clock_ms();
         self.rules.ingested_at_ms = (self.outside.clock)();
         let chunk = Arc::new(chunk);
+        let started = Instant::now();
         let mut start = 0;
         while let Some(first) = chunk.records.get(start) {
             let same = chunk.records[start..].iter().take_while(|r| r.partition == first.partition);
@@ -60,6 +63,7 @@ impl Pipeline {
             start = run.end;
             self.take_run(first.partition, &chunk, run)?;
         }
+        metrics::stage("decode", started.elapsed());
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::figures::Measured;
 use crate::export::upload::Uploaded;
 use crate::kafka::probe::Found;
 use crate::kafka::rebalance::Candidate;
@@ -80,7 +81,12 @@ pub enum Done {
         epoch: i64,
         day: Option<i32>,
     },
-    DaysFinished,
+    DaysFinished {
+        /// The last day whose `_SUCCESS` is known.
+        success_day: Option<i32>,
+    },
+    /// What was found out for the lag report.
+    Measured(Measured),
     Released(Vec<i32>),
     /// A stop is written down; false: another owner has the partition.
     StopWritten {

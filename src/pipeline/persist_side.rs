@@ -49,6 +49,7 @@ impl Pipeline {
             Done::Released(partitions) => self.on_released(partitions),
             Done::StopWritten { partition, ours } => self.on_stop_written(partition, ours),
             Done::Clock(now_ms, at) => self.clock = (now_ms, at),
+            Done::Measured(measured) => self.on_measured(measured),
             Done::Listened { silent, found } => return self.on_listened(&silent, &found),
             Done::Failed(why) => return Err(Ended::Fatal(why)),
             export => return self.on_exported(export),
@@ -163,13 +164,13 @@ impl Pipeline {
             if lane.busy.is_some() {
                 continue;
             }
-            let mut rows = 0;
-            let mut due = false;
+            let (mut rows, mut due, mut waited) = (0, false, Duration::ZERO);
             for partition in self.partitions.values() {
                 if partition.id as usize % lanes != number || !partition.is_ready() {
                     continue;
                 }
                 rows += partition.open.rows + partition.open.rejects;
+                waited = waited.max(partition.open_since.map_or(Duration::ZERO, |since| since.elapsed()));
                 due |= partition.leaving
                     || partition.returned.is_some()
                     || partition.flood.is_some()
@@ -185,6 +186,7 @@ impl Pipeline {
                 .map(Partition::take_batch)
                 .collect();
             if !job.is_empty() {
+                metrics::stage("wait", waited);
                 lane.busy = lane.jobs.send(job).is_ok().then(Instant::now);
             }
         }
@@ -194,6 +196,7 @@ impl Pipeline {
         let mut frontiers = Vec::new();
         let mut unpark = Vec::new();
         let (mut rows, mut oldest_ms) = (0, i64::MAX);
+        let (now_ms, mut appended) = (self.clock_ms(), Duration::ZERO);
         for (batch, outcome) in result {
             let id = batch.partition;
             // A batch of an earlier epoch: whoever owns the partition now read what it left.
@@ -212,9 +215,13 @@ impl Pipeline {
                     frontiers.push((id, batch.next));
                     rows += batch.rows;
                     oldest_ms = oldest_ms.min(batch.oldest_ms);
+                    let age_ms = (now_ms - batch.oldest_ms).max(0) as f64;
+                    metrics::partition_committed(batch.rows, batch.rejects, age_ms);
+                    let appending = Instant::now();
                     if let Err(error) = partition.exporter.committed(&batch.tuples, batch.next) {
                         export_side::halt(partition, &error);
                     }
+                    appended += appending.elapsed();
                 }
                 Outcome::Fenced => self.lose(id),
                 Outcome::Disagrees => {
@@ -229,8 +236,8 @@ impl Pipeline {
             }
         }
         if !frontiers.is_empty() {
-            let latency_ms = (self.clock_ms() - oldest_ms).max(0);
-            metrics::batch_committed(rows, latency_ms as f64);
+            metrics::batch_committed(rows, (now_ms - oldest_ms).max(0) as f64);
+            metrics::stage("append", appended);
             self.source.send(Command::Commit(frontiers));
         }
         unpark.into_iter().try_for_each(|id| self.unpark(id))

@@ -102,6 +102,10 @@ impl Database for Postgres {
         self.in_time(reread::read(&self.pool, &self.topic, range))
     }
 
+    fn oldest_row_ms(&self, partition: i32, from: i64, first_day: i32) -> DatabaseFuture<'_, Option<i64>> {
+        self.in_time(reread::oldest_row_ms(&self.pool, partition, from, first_day))
+    }
+
     fn now_ms(&self) -> DatabaseFuture<'_, i64> {
         self.in_time(days::now_ms(&self.pool))
     }

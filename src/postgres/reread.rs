@@ -78,6 +78,27 @@ pub async fn read(pool: &PgPool, topic: &str, range: &Range) -> Result<Reread, s
     })
 }
 
+/// When the first row at or above an offset was recorded. No such row is older than `first_day`, which bounds the
+/// table's partitions that Postgres has to look into.
+pub async fn oldest_row_ms(
+    pool: &PgPool,
+    partition: i32,
+    from: i64,
+    first_day: i32,
+) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT (extract(epoch FROM recorded_at) * 1000)::bigint FROM user_interactions
+         WHERE kafka_partition = $1 AND kafka_offset >= $2
+           AND recorded_at >= (DATE '1970-01-01' + $3::int)::timestamp AT TIME ZONE 'UTC'
+         ORDER BY kafka_offset LIMIT 1",
+    )
+    .bind(partition)
+    .bind(from)
+    .bind(first_day)
+    .fetch_optional(pool)
+    .await
+}
+
 /// What a range of the table holds.
 #[derive(Debug)]
 pub struct Summary {

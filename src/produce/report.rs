@@ -30,6 +30,8 @@ pub struct Sent {
 pub struct Deliveries {
     delivered: AtomicU64,
     failed: AtomicU64,
+    /// Told of every record: how long it took, and whether it was delivered.
+    observer: Option<fn(Duration, bool)>,
     details: Mutex<Details>,
 }
 
@@ -54,6 +56,7 @@ impl Deliveries {
         Ok(Self {
             delivered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            observer: None,
             details: Mutex::new(Details {
                 latency_us: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?,
                 by_encoding: BTreeMap::new(),
@@ -67,6 +70,18 @@ impl Deliveries {
         })
     }
 
+    /// Tells each record's fate as it comes.
+    pub fn told_to(mut self, observer: fn(Duration, bool)) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    fn tell(&self, sent: &Sent, is_delivered: bool) {
+        if let Some(observer) = self.observer.filter(|_| !sent.is_warm_up) {
+            observer(sent.intended.elapsed(), is_delivered);
+        }
+    }
+
     pub fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)
     }
@@ -78,6 +93,7 @@ impl Deliveries {
     pub fn record_delivered(&self, sent: &Sent, partition: i32, offset: i64, value_bytes: usize) {
         let now = Instant::now();
         self.delivered.fetch_add(1, Ordering::Relaxed);
+        self.tell(sent, true);
         let mut details = self.lock();
         let latency = now.saturating_duration_since(sent.intended).as_micros();
         details.measure(sent, u64::try_from(latency).unwrap_or(u64::MAX));
@@ -93,6 +109,7 @@ impl Deliveries {
     /// A failure counts as the largest latency there is: who gives up early must not look fast.
     pub fn record_failed(&self, sent: &Sent, error: String) {
         self.failed.fetch_add(1, Ordering::Relaxed);
+        self.tell(sent, false);
         let mut details = self.lock();
         details.measure(sent, LATENCY_US_MAX);
         details.first_error.get_or_insert(error);

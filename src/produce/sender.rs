@@ -35,7 +35,12 @@ pub struct Pace {
     pub is_closed_loop: bool,
     /// What is meant to be sent before this is delivered, but not measured.
     pub warm_up: Duration,
+    /// Records carry [`CANARY_HEADER`]: wherever one turns up, it is recognised.
+    pub is_canary: bool,
 }
+
+/// Header of a record that only measures.
+pub const CANARY_HEADER: &str = "x-canary";
 
 const METADATA_TIMEOUT: Duration = Duration::from_secs(15);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(90);
@@ -94,7 +99,11 @@ pub fn send(
             encoding: record.encoding(),
             planted: record.planted,
         };
-        send_one(&producer, topic, &record, sent, stop)?;
+        let header = match record.planted {
+            Some(planted) => Some((PLANTED_REASON_HEADER, planted.as_str())),
+            None => pace.is_canary.then_some((CANARY_HEADER, "1")),
+        };
+        send_one(&producer, topic, &record, header, sent, stop)?;
     }
     if producer.flush(FLUSH_TIMEOUT).is_err() {
         let count = producer.in_flight_count();
@@ -144,6 +153,7 @@ fn send_one(
     producer: &ThreadedProducer<DeliveryContext>,
     topic: &str,
     record: &Record,
+    header: Option<(&str, &str)>,
     sent: Sent,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
@@ -152,8 +162,8 @@ fn send_one(
     if let Some(value) = record.value() {
         message = message.payload(value);
     }
-    if let Some(planted) = record.planted {
-        let header = Header { key: PLANTED_REASON_HEADER, value: Some(planted.as_str()) };
+    if let Some((key, value)) = header {
+        let header = Header { key, value: Some(value) };
         message = message.headers(OwnedHeaders::new_with_capacity(1).insert(header));
     }
     loop {

@@ -1,4 +1,4 @@
-//! Probes: `/health` for people, `/health/live` and `/health/ready` for Kubernetes.
+//! Probes: `/health` for people, `/health/live` and `/health/ready` for Kubernetes; and `/metrics` for Prometheus.
 //!
 //! *Live* means that the pipeline moves, not that Postgres or S3 can be reached: a restart mends neither.
 //! *Ready* means that this worker takes part: it has joined the group and reached the ledger, and has not
@@ -19,6 +19,8 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use super::recorder::Page;
 
 /// One partition that this worker has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -112,7 +114,8 @@ struct Report {
 
 /// Listens, and answers for as long as the runtime lives. Gives the address back, with the port where none
 /// was asked for.
-pub async fn serve(addr: &SocketAddr, health: Health) -> anyhow::Result<SocketAddr> {
+/// `page` is what `/metrics` answers; none: nothing is found there.
+pub async fn serve(addr: &SocketAddr, health: Health, page: Option<Page>) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind(addr).await.with_context(|| format!("listen on health.addr {addr}"))?;
     let bound = listener.local_addr().context("read the address of health.addr")?;
     let routes = Router::new()
@@ -120,6 +123,11 @@ pub async fn serve(addr: &SocketAddr, health: Health) -> anyhow::Result<SocketAd
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .with_state(health);
+    let routes = match page {
+        // Some hundred lines: too little to be worth a thread that may block.
+        Some(page) => routes.route("/metrics", get(async move || metrics(&page))),
+        None => routes,
+    };
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, routes).await {
             tracing::error!(%error, "the health port is closed");
@@ -133,6 +141,10 @@ async fn report(State(health): State<Health>) -> Response {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+fn metrics(page: &Page) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page()).into_response()
 }
 
 async fn live(State(health): State<Health>) -> Response {
@@ -171,7 +183,7 @@ mod tests {
 
     async fn start(stall: Duration) -> (SocketAddr, Health) {
         let health = Health::new(stall);
-        let addr = serve(&"127.0.0.1:0".parse().unwrap(), health.clone()).await.unwrap();
+        let addr = serve(&"127.0.0.1:0".parse().unwrap(), health.clone(), None).await.unwrap();
         (addr, health)
     }
 
@@ -216,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_is_taken_is_named() {
         let (addr, health) = start(Duration::from_secs(60)).await;
-        let error = serve(&addr, health).await.unwrap_err();
+        let error = serve(&addr, health, None).await.unwrap_err();
         assert!(error.to_string().contains(&addr.to_string()));
     }
 }

@@ -1,19 +1,13 @@
 //! Every metric: its name, its tags and the function that counts it. Nowhere else is there any.
 //!
 //! A function is called once a batch, file or change, never once an event. A gauge holds until it is set
-//! again, but the agent forgets one that is silent: set each every ten seconds while it is true. Tag values
-//! come from small fixed sets; an id or an offset is never one. A name never changes its kind.
+//! again, but whoever reads it forgets one that is silent: set each every ten seconds while it is true. Tag
+//! values come from small fixed sets; an id or an offset is never one. A name never changes its kind.
 
 use std::fmt::Display;
 use std::time::Duration;
 
-use anyhow::Context;
-use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use metrics_exporter_statsd::{StatsdBuilder, StatsdRecorder};
-
-pub use super::statsd::FlushGuard;
-use super::statsd::LineSink;
-use crate::config::Statsd;
+use metrics::{Label, counter, gauge, histogram};
 
 /// How values of a metric are put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +32,8 @@ pub struct Metric {
 
 /// One declaration per metric makes its function and its row of [`METRICS`].
 ///
-/// `counter` takes how many, `event` counts one, `gauge` takes the present number, `distribution` takes a
-/// value whose unit is the last part of the name.
+/// `counter` takes how many, `event` counts one, `gauge` takes the present number, `level` one that need not be
+/// whole, `distribution` takes a value whose unit is the last part of the name.
 macro_rules! declare {
     ($( $(#[doc = $about:literal])+ $kind:ident $function:ident = $name:literal ($($tag:ident: $type:ty),*); )+) => {
         $( declare!(@function [$(#[doc = $about])+] $kind $function $name ($($tag: $type),*)); )+
@@ -72,6 +66,12 @@ macro_rules! declare {
             gauge!($name, tags(&[$((stringify!($tag), &$tag)),*])).set(now as f64);
         }
     };
+    (@function [$($about:tt)+] level $function:ident $name:literal ($($tag:ident: $type:ty),*)) => {
+        $($about)+
+        pub fn $function($($tag: $type,)* now: f64) {
+            gauge!($name, tags(&[$((stringify!($tag), &$tag)),*])).set(now);
+        }
+    };
     (@function [$($about:tt)+] distribution $function:ident $name:literal ($($tag:ident: $type:ty),*)) => {
         $($about)+
         pub fn $function($($tag: $type,)* value: f64) {
@@ -81,12 +81,15 @@ macro_rules! declare {
     (@kind counter) => { Kind::Counter };
     (@kind event) => { Kind::Counter };
     (@kind gauge) => { Kind::Gauge };
+    (@kind level) => { Kind::Gauge };
     (@kind distribution) => { Kind::Distribution };
 }
 
 declare! {
     /// Records taken from Kafka, before any check.
     counter records_received = "source.records.received" ();
+    /// Always 1. A worker that is there sends it; none at all means that none is.
+    gauge build_info = "build.info" (version: &str);
     /// Changes of the assignment: `assign`, `revoke`, or `lost` (another worker may have the partitions already).
     event rebalanced = "source.rebalances" (kind: &str);
     /// Offsets that a partition left out without saying why; compaction or a transaction's marker explain some.
@@ -99,6 +102,10 @@ declare! {
     /// Records refused by validation, on their way to the DLQ.
     counter rejected = "decode.records.rejected" (reason: &str);
 
+    /// Time of a part of the work, each once a chunk or batch: `decode`, `wait` (from a batch's first record to its
+    /// being handed to Postgres), `append` (to the open file), `reread` (of rows from the table).
+    distribution stage_took = "stage.ms" (stage: &str);
+
     /// Look-ups of a schema id: `found`, `missing`, or `failed` (the registry is away).
     event registry_looked_up = "registry.lookups" (outcome: &str);
 
@@ -106,6 +113,8 @@ declare! {
     event batches_committed = "persist.batches.committed" ();
     /// Rows that they wrote.
     counter rows_committed = "persist.rows.committed" ();
+    /// Rows of a partition in one of them.
+    distribution batch_rows = "persist.batch.rows" ();
     /// Time of a transaction, from its first byte to the answer to COMMIT.
     distribution transaction_took = "persist.transaction.ms" ();
     /// Partitions whose write was refused because somebody else owns them, or the frontier had moved.
@@ -123,8 +132,12 @@ declare! {
     counter rows_reread = "export.rows.reread" ();
     /// Partitions whose export reads from the table because it is behind.
     gauge behind_partitions = "export.behind.partitions" ();
+    /// Partitions whose export has stopped, because bucket and table disagree: page.
+    gauge halted_partitions = "export.halted.partitions" ();
     /// Bytes of the memory budget in use.
     gauge memory_bytes = "export.memory.bytes" ();
+    /// Bytes that batches and files may take: `export.memory_bytes_max` without the client's prefetch.
+    gauge memory_budget_bytes = "export.memory_budget.bytes" ();
     /// Open files given up because memory was full and the store away. Their rows are read back later.
     event export_shed = "export.files.shed" ();
     /// Objects that do not hold the table's rows of their range. That partition's export stops: page.
@@ -144,26 +157,67 @@ declare! {
 
     /// Days finished with manifest and _SUCCESS.
     event day_closed = "day.closed" ();
+    /// How long the oldest day that is over and has no _SUCCESS has been over, by Postgres's clock; 0: there is none.
+    level day_late_seconds = "day.late.seconds" ();
+
+    /// Partitions that this worker has.
+    gauge owned_partitions = "group.owned.partitions" ();
+    /// Partitions of the topic that no worker of the group has. Every worker says it; not while the group rebalances.
+    gauge unowned_partitions = "group.unowned.partitions" ();
 
     /// Records between a partition's persist frontier and its end.
     gauge lag_persist_records = "lag.persist.records" (partition: i32);
+    /// Age of the record at a partition's persist frontier, by the broker's timestamp; 0: none waits.
+    level lag_persist_seconds = "lag.persist.seconds" (partition: i32);
     /// Records between a partition's export frontier and its end.
     gauge lag_export_records = "lag.export.records" (partition: i32);
+    /// Age of the oldest row that is in no file; what is not even in the table counts too.
+    level lag_export_seconds = "lag.export.seconds" (partition: i32);
+    /// How the lag is to be read, by Burrow's rules: 1 well, 2 it never falls, 4 stopped (also by the ledger, for an
+    /// operator), 5 commits of the same offset, 6 the frontier went back. 4 and more: nothing moves, and records wait.
+    gauge lag_status = "lag.status" (partition: i32);
+    /// Time until retention may delete the record at the persist frontier (`retention.ms` of the topic).
+    level retention_left_seconds = "lag.retention_left.seconds" (partition: i32);
+    /// Share of the topic's retention that the record at the persist frontier has waited; at 100 it may be gone.
+    level retention_used_percent = "lag.retention_used.percent" (partition: i32);
+
+    /// Events that reached the table or the dead-letter topic.
+    counter events_done = "freshness.events" ();
+    /// Those of batches whose oldest was older than 60 s at its COMMIT: what the freshness objective counts.
+    counter events_late = "freshness.late" ();
     /// From Kafka's timestamp of a batch's oldest record to its COMMIT.
     distribution end_to_end = "end_to_end.ms" ();
 
     /// Attempts at something outside that will be made again.
     event retried = "retries" (dependency: &str);
 
+    /// From the moment a canary record should have been sent to its acknowledgement (`produce --canary`). One that
+    /// failed counts as the time-out.
+    distribution canary_acknowledged = "canary.produce.ms" ();
+    /// Canary records that were never acknowledged.
+    event canary_failed = "canary.failed" ();
+
     /// Metric lines that did not reach the socket.
     counter statsd_dropped = "statsd.lines.dropped" ();
 }
 
-/// A batch was committed; `oldest_ms` is how long ago its oldest record had reached Kafka.
+/// An event that is committed later after it reached Kafka counts as late: the freshness objective, said in
+/// `docs/runbooks`. Another value is another objective, and needs other alerts.
+pub const FRESH_MS_MAX: f64 = 60_000.0;
+
+/// Batches were committed in one transaction; `oldest_ms` is how long ago the oldest record had reached Kafka.
 pub fn batch_committed(rows: u64, oldest_ms: f64) {
     batches_committed();
     rows_committed(rows);
     end_to_end(oldest_ms);
+}
+
+/// One partition's part of it. The age of its oldest event stands for all of them.
+pub fn partition_committed(rows: u64, rejects: u64, oldest_ms: f64) {
+    batch_rows(rows as f64);
+    let events = rows + rejects;
+    events_done(events);
+    events_late(if oldest_ms > FRESH_MS_MAX { events } else { 0 });
 }
 
 /// A file is in the bucket and in the ledger.
@@ -175,63 +229,22 @@ pub fn file_uploaded(roll: &str, rows: u64, bytes: u64, took: Duration) {
 }
 
 /// What the export side holds at present.
-pub fn export_state(behind: u64, memory: u64) {
+pub fn export_state(behind: u64, halted: u64, memory: u64, memory_budget: u64) {
     behind_partitions(behind);
+    halted_partitions(halted);
     memory_bytes(memory);
+    memory_budget_bytes(memory_budget);
 }
 
-/// The exporter writes tags as they come, and a comma or a line break would end one.
+/// A part of the work took so long.
+pub fn stage(stage: &str, took: Duration) {
+    stage_took(stage, took.as_secs_f64() * 1e3);
+}
+
+/// The statsd exporter writes tags as they come, and a comma or a line break would end one.
 fn tags(tags: &[(&'static str, &dyn Display)]) -> Vec<Label> {
     let unsafe_in_tag = |c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '/'));
     tags.iter()
         .map(|(name, value)| Label::new(*name, value.to_string().replace(unsafe_in_tag, "_")))
         .collect()
-}
-
-/// Sends metrics from now on, until the guard is dropped. May be called once in a process.
-pub fn install(config: &Statsd) -> anyhow::Result<FlushGuard> {
-    if !config.enabled {
-        return Ok(FlushGuard::default());
-    }
-    let sink = LineSink::default();
-    let recorder = recorder(config, sink.clone(), &unified_tags())?;
-    metrics::set_global_recorder(recorder).context("install the metrics recorder")?;
-    describe();
-    FlushGuard::start(&config.addr, sink).context("start the statsd thread")
-}
-
-fn recorder(config: &Statsd, sink: LineSink, tags: &[(&str, String)]) -> anyhow::Result<StatsdRecorder> {
-    // Timers would be cut to whole milliseconds, plain histograms aggregated host by host.
-    let mut builder = StatsdBuilder::from("", 0).with_sink(sink).histogram_is_distribution();
-    for (name, value) in tags {
-        builder = builder.with_default_tag(name, value);
-    }
-    builder.build(Some(&config.prefix)).context("build the statsd recorder")
-}
-
-/// Datadog's own names for who sends, where they are set.
-fn unified_tags() -> Vec<(&'static str, String)> {
-    const TAGS: &[(&str, &str)] = &[
-        ("DD_ENTITY_ID", "dd.internal.entity_id"),
-        ("DD_ENV", "env"),
-        ("DD_SERVICE", "service"),
-        ("DD_VERSION", "version"),
-    ];
-    let set = |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
-    TAGS.iter().filter_map(|(variable, tag)| Some((*tag, set(variable)?))).collect()
-}
-
-fn describe() {
-    for Metric { name, kind, about, .. } in METRICS {
-        let unit = match name.rsplit_once('.') {
-            Some((_, "ms")) => Unit::Milliseconds,
-            Some((_, "bytes")) => Unit::Bytes,
-            _ => Unit::Count,
-        };
-        match kind {
-            Kind::Counter => describe_counter!(*name, unit, *about),
-            Kind::Gauge => describe_gauge!(*name, unit, *about),
-            Kind::Distribution => describe_histogram!(*name, unit, *about),
-        }
-    }
 }

@@ -3,6 +3,7 @@
 pub mod health;
 pub mod logging;
 pub mod metrics;
+pub mod recorder;
 mod statsd;
 
 pub use logging::init_logging;

@@ -20,7 +20,7 @@ use crate::produce::sender::{self, Pace};
 #[group(skip)]
 pub struct Args {
     /// How many events to send.
-    #[arg(long, required_unless_present_any = ["duration", "file"], conflicts_with = "file")]
+    #[arg(long, required_unless_present_any = ["duration", "file", "canary"], conflicts_with = "file")]
     count: Option<u64>,
     /// How long to send, for example 30s or 5m.
     #[arg(long, value_parser = parse_duration, conflicts_with = "file")]
@@ -68,6 +68,13 @@ pub struct Args {
     record: Option<PathBuf>,
 }
 
+impl Args {
+    /// How long to send; none: not said.
+    pub fn duration(&self) -> Option<Duration> {
+        self.duration
+    }
+}
+
 pub async fn run(args: Args, common: &Common, cx: &ClientContext) -> Result<(), Failure> {
     let generator = generator(&args, cx).await?;
     let list = args.record.as_deref().map(create).transpose()?;
@@ -80,6 +87,7 @@ pub async fn run(args: Args, common: &Common, cx: &ClientContext) -> Result<(), 
         events_per_second: common.rate,
         is_closed_loop: args.closed_loop,
         warm_up: args.warm_up,
+        is_canary: false,
     };
     let mut sending = {
         let (deliveries, stop) = (Arc::clone(&deliveries), Arc::clone(&stop));
