@@ -20,7 +20,8 @@ def metrics():
 
 METRICS = metrics()
 # Names of others: the topic's settings, the kernel's, dead letters' headers.
-OTHERS = {"retention.ms", "retention.bytes", "max.message.bytes", "net.core.rmem_max", "feed_worker.reject.reason", "__connect.errors.exception.message"}
+OTHERS = {"retention.ms", "retention.bytes", "max.message.bytes", "net.core.rmem_max"}
+OTHERS |= {"feed_worker.reject.reason", "__connect.errors.exception.message"}
 KNOWN = {
     f"feed_worker_{name.replace('.', '_')}{suffix}": (name, kind)
     for name, (kind, _) in METRICS.items()

@@ -53,7 +53,8 @@ def test_producers_may_write_this_topic_and_nothing_else():
 def test_the_worker_may_do_exactly_what_it_does():
     assert allowed("worker") == {
         CLUSTER: {"Connect", "WriteDataIdempotently"},
-        topic(TOPIC): {"DescribeTopic", "ReadData"},
+        # The configuration says how long the topic keeps a record: lag is held to it.
+        topic(TOPIC): {"DescribeTopic", "DescribeTopicDynamicConfiguration", "ReadData"},
         topic(DLQ): {"DescribeTopic", "WriteData"},
         "group/${CLUSTER}/*/feed-worker": {"DescribeGroup", "AlterGroup"},
         "video-window-interactions/exports/*": {"PutObject", "GetObject"},
