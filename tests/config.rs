@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use feed_worker::config::{Config, ConfigError, Format, Provenance, SECTIONS};
+use serde_json::json;
 
 const PASSWORD: &str = "hunter2-do-not-show";
 
@@ -415,6 +416,64 @@ fn tables() -> String {
         }
     }
     text
+}
+
+/// What the chart sets itself: its other values decide it.
+const SET_BY_THE_CHART: [&str; 3] = ["shutdown.grace_ms", "statsd.addr", "statsd.enabled"];
+
+/// The part of the chart's schema that says what its `config` takes, made from the code. Secrets are no part of it:
+/// a ConfigMap is no place for them.
+fn chart_schema() -> serde_json::Value {
+    let mut sections = serde_json::Map::new();
+    for section in SECTIONS {
+        let mut keys = serde_json::Map::new();
+        for key in section.keys.iter().filter(|key| !SET_BY_THE_CHART.contains(&key.path)) {
+            let name = key.path.strip_prefix(section.name).unwrap().trim_start_matches('.');
+            if let Some(schema) = value_schema(key.kind) {
+                keys.insert(name.to_owned(), schema);
+            }
+        }
+        if !keys.is_empty() {
+            let schema = json!({"type": "object", "additionalProperties": false, "properties": keys});
+            sections.insert(section.name.to_owned(), schema);
+        }
+    }
+    json!({"type": "object", "additionalProperties": false, "properties": sections})
+}
+
+fn value_schema(kind: &str) -> Option<serde_json::Value> {
+    Some(match kind {
+        "Secret" | "Option<Secret>" => return None,
+        "u16" | "u32" | "u64" | "usize" => json!({"type": "integer", "minimum": 0}),
+        "f64" => json!({"type": "number"}),
+        "bool" => json!({"type": "boolean"}),
+        // Names that `Properties` takes for secrets.
+        "Properties" => json!({
+            "type": "object",
+            "propertyNames": {"not": {"pattern": "password|secret|token|credential|jaas|assertion|oauthbearer\\.config|\\.pem"}},
+            "additionalProperties": {"type": "string"},
+        }),
+        // Text, addresses, and words of which the program says itself what they may be.
+        _ => json!({"type": "string"}),
+    })
+}
+
+/// Run with `UPDATE_DOCS=1` to write it anew.
+#[test]
+fn the_charts_schema_has_every_key() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/feed-worker/values.schema.json");
+    let mut schema: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        schema["properties"]["config"] = chart_schema();
+        std::fs::write(&path, format!("{schema:#}\n")).unwrap();
+    } else {
+        assert!(
+            schema["properties"]["config"] == chart_schema(),
+            "{} is out of date: UPDATE_DOCS=1 cargo test --test config",
+            path.display()
+        );
+    }
 }
 
 /// Run with `UPDATE_DOCS=1` to write the tables anew.

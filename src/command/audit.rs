@@ -120,8 +120,13 @@ fn failure(trouble: Trouble) -> Failure {
     }
 }
 
+/// A scheduled job has no shell to write yesterday's date with.
 pub(super) fn parse_day(text: &str) -> Result<i32, String> {
-    row::parse_day(text).ok_or_else(|| "a day is YYYY-MM-DD".to_owned())
+    if text == "yesterday" {
+        let today = chrono::Utc::now().date_naive().signed_duration_since(chrono::NaiveDate::default());
+        return i32::try_from(today.num_days() - 1).map_err(|error| error.to_string());
+    }
+    row::parse_day(text).ok_or_else(|| "a day is YYYY-MM-DD, or `yesterday` (UTC)".to_owned())
 }
 
 fn read_before(path: &Path) -> Result<Before, Failure> {

@@ -16,6 +16,30 @@ pub(super) async fn connect(config: &Config) -> anyhow::Result<PgConnection> {
     PgConnection::connect_with(&options).await.context("connecting to postgres (DATABASE_URL) to migrate")
 }
 
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Then give the roles feed_worker, feed_operator and feed_reader the rights of docs/policies/postgres-grants.sql.
+    #[arg(long)]
+    grants: bool,
+}
+
+/// What a role needs of the tables is known only when they are there: so it is granted after each migration.
+const GRANTS: &str = include_str!("../../docs/policies/postgres-grants.sql");
+
+/// Migrates, and grants if that was asked for. Both may be done again at any time.
+pub async fn run_with(args: &Args, config: &Config) -> Result<(), Failure> {
+    run(config).await?;
+    if args.grants {
+        let mut connection = connect(config).await?;
+        let granted = sqlx::raw_sql(GRANTS).execute(&mut connection).await;
+        granted.map_err(|error| {
+            failure(error, "granting rights to the roles of docs/policies/postgres-roles.sql")
+        })?;
+        tracing::info!("the roles have their rights");
+    }
+    Ok(())
+}
+
 /// Applies what is missing. Safe to run twice at once: an advisory lock orders the runs.
 pub async fn run(config: &Config) -> Result<(), Failure> {
     let mut connection = connect(config).await?;

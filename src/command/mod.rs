@@ -101,7 +101,7 @@ pub enum Command {
     /// Run a worker.
     Run(run::Args),
     /// Bring the tables to this program's version.
-    Migrate,
+    Migrate(migrate::Args),
     /// Make day partitions ahead, tidy the default partition, drop closed days past retention.
     Maintain,
     /// Print the effective configuration and where each value comes from.
@@ -182,7 +182,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
 async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run::run(args, config).await,
-        Command::Migrate => migrate::run(&config).await,
+        Command::Migrate(args) => migrate::run_with(&args, &config).await,
         Command::Maintain => maintain::run(&config).await,
         Command::Config(args) => config::run(&args, &config, provenance).map_err(Failure::from),
         Command::Lag(args) => lag::run(args, &config).await,

@@ -8,6 +8,8 @@ pub struct Key {
     pub path: &'static str,
     /// The doc comment of the field.
     pub about: &'static str,
+    /// Its type as it is declared, `Option<String>` for instance.
+    pub kind: &'static str,
 }
 
 /// A section of the configuration as the documentation shows it.
@@ -54,6 +56,7 @@ macro_rules! sections {
             keys: &[ $( Key {
                 path: concat!(stringify!($section), ".", stringify!($field)),
                 about: concat!($($doc),+),
+                kind: stringify!($type),
             } ),+ ],
         } ),+ ];
     };

@@ -16,7 +16,9 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 |
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* Every object has them, so values are looked at before anything is rendered. */}}
 {{- define "feed-worker.labels" -}}
+{{- include "feed-worker.validate" . -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "feed-worker.selectorLabels" . }}
 app.kubernetes.io/version: {{ include "feed-worker.version" . | quote }}
@@ -128,15 +130,22 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* The environment of every container: (dict "root" . "database" <Secret and key, or nil>). */}}
-{{- define "feed-worker.env" -}}
-{{- $root := .root -}}
-{{- with .database }}
+{{/* The Postgres URL of a role. */}}
+{{- define "feed-worker.databaseUrl" -}}
 - name: DATABASE_URL
   valueFrom:
     secretKeyRef:
       name: {{ .secret }}
       key: {{ .key }}
+{{- end -}}
+
+{{/* The environment of the containers that read the configuration: (dict "root" . "database" <Secret and key, or nil>). */}}
+{{- define "feed-worker.env" -}}
+{{- $root := .root -}}
+- name: FEED_WORKER_CONFIG
+  value: /etc/feed-worker/config.yaml
+{{- with .database }}
+{{ include "feed-worker.databaseUrl" . }}
 {{- end }}
 {{- range $name, $from := $root.Values.secretEnv }}
 - name: {{ $name }}
@@ -150,9 +159,8 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* What every pod of the chart shares: (dict "root" . ). */}}
+{{/* What every pod of the chart shares. */}}
 {{- define "feed-worker.pod" -}}
-serviceAccountName: {{ include "feed-worker.serviceAccountName" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
@@ -187,6 +195,14 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end -}}
 
+{{- define "feed-worker.configMount" -}}
+- name: config
+  mountPath: /etc/feed-worker/config.yaml
+  # Not followed when it changes: a worker keeps the configuration that it started with.
+  subPath: config.yaml
+  readOnly: true
+{{- end -}}
+
 {{- define "feed-worker.caMount" -}}
 {{- if .Values.caCertificates.configMap }}
 - name: ca
@@ -212,4 +228,110 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- define "feed-worker.configVolume" -}}
+- name: config
+  configMap:
+    name: {{ include "feed-worker.fullname" . }}
+{{- end -}}
+
+{{/*
+One of the scheduled jobs: (dict "root" . "name" "maintain" "job" .Values.maintain "args" (list "maintain") "database" .Values.maintain.database).
+*/}}
+{{- define "feed-worker.cronJob" -}}
+{{- $root := .root -}}
+apiVersion: batch/v1
+kind: CronJob
+metadata:
+  name: {{ include "feed-worker.fullname" $root }}-{{ .name }}
+  labels:
+    {{- include "feed-worker.labels" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ .name }}
+  {{- with include "feed-worker.annotations" (list $root dict) }}{{ . | nindent 2 }}{{ end }}
+spec:
+  schedule: {{ .job.schedule | quote }}
+  timeZone: Etc/UTC
+  concurrencyPolicy: Forbid
+  # A run that was missed for so long is left to the next one.
+  startingDeadlineSeconds: 1800
+  successfulJobsHistoryLimit: {{ $root.Values.jobsHistory.successful }}
+  failedJobsHistoryLimit: {{ $root.Values.jobsHistory.failed }}
+  jobTemplate:
+    spec:
+      # What is away comes back; what was found stays found.
+      backoffLimit: 3
+      activeDeadlineSeconds: {{ .job.activeDeadlineSeconds }}
+      podFailurePolicy:
+        rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: {{ .name }}
+              operator: In
+              # Differences or findings; bad configuration; refused.
+              values: [2, 64, 66]
+          - action: Ignore
+            onPodConditions:
+              # Kubernetes 1.30 wants the status said.
+              - type: DisruptionTarget
+                status: "True"
+      template:
+        metadata:
+          labels:
+            {{- include "feed-worker.labels" $root | nindent 12 }}
+            app.kubernetes.io/component: {{ .name }}
+        spec:
+          {{- include "feed-worker.pod" $root | nindent 10 }}
+          serviceAccountName: {{ .job.serviceAccountName | default (include "feed-worker.serviceAccountName" $root) }}
+          restartPolicy: Never
+          containers:
+            - name: {{ .name }}
+              {{- include "feed-worker.container" $root | nindent 14 }}
+              args:
+                {{- toYaml .args | nindent 16 }}
+              env:
+                {{- include "feed-worker.env" (dict "root" $root "database" .database) | nindent 16 }}
+              resources:
+                {{- toYaml .job.resources | nindent 16 }}
+              volumeMounts:
+                {{- include "feed-worker.configMount" $root | nindent 16 }}
+                {{- with .mounts }}
+                {{- toYaml . | nindent 16 }}
+                {{- end }}
+                {{- with include "feed-worker.caMount" $root }}{{ . | trim | nindent 16 }}{{ end }}
+          volumes:
+            {{- include "feed-worker.configVolume" $root | nindent 12 }}
+            {{- with include "feed-worker.caVolume" $root }}{{ . | trim | nindent 12 }}{{ end }}
+{{- end -}}
+
+{{/* The port of host:port, or of a URL. */}}
+{{- define "feed-worker.port" -}}
+{{- $port := regexFind ":[0-9]+(/|$)" (regexReplaceAll "^https?://" . "") | trimPrefix ":" | trimSuffix "/" -}}
+{{- $port | default (ternary "80" "443" (hasPrefix "http://" .)) -}}
+{{- end -}}
+
+{{/* Every TCP port that pods have to reach, in order, each once; as JSON. */}}
+{{- define "feed-worker.egressPorts" -}}
+{{- $ports := list (int .Values.networkPolicy.databasePort) -}}
+{{- range .Values.networkPolicy.ports -}}{{- $ports = append $ports (int .) -}}{{- end -}}
+{{- $addresses := append (splitList "," .Values.config.kafka.bootstrap_servers) .Values.config.registry.url -}}
+{{- with .Values.config.s3.endpoint -}}{{- $addresses = append $addresses . -}}{{- end -}}
+{{- range $addresses -}}{{- $ports = append $ports (include "feed-worker.port" (trim .) | int) -}}{{- end -}}
+{{- $ports | uniq | toJson -}}
+{{- end -}}
+
+{{- define "feed-worker.metricsPort" -}}
+{{- include "feed-worker.healthPort" . -}}
+{{- end -}}
+
+{{/* How slowly workers go away. */}}
+{{- define "feed-worker.scaling" -}}
+scaleUp:
+  stabilizationWindowSeconds: 60
+scaleDown:
+  stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownStabilizationSeconds }}
+  policies:
+    - type: Pods
+      value: 1
+      periodSeconds: {{ .Values.autoscaling.scaleDownPeriodSeconds }}
 {{- end -}}
