@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce deny clean
+.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ test-rust: install ## Only the Rust tests
 
 test-system: build tools ## Only the system tests, against a real stack
 	target/venv/bin/python -m pytest tests/system
+
+chart: build venv ## Lint, render, validate and test the helm chart and the image's root
+	dev/chart-tools
+	target/venv/bin/python -m pytest tests/chart
 
 lint: ## Formatting and clippy, warnings are errors
 	cargo fmt --check
