@@ -5,6 +5,7 @@
 
 import argparse
 import json
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import botocore.config
@@ -118,7 +119,9 @@ def test_exit_codes(stack, world, s3, tmp_path, capsys):
     bad.database_url = url.rpartition("/")[0] + "/nothing_of_the_kind"
     assert audited(bad) == 66
     assert audited(good, "--day", world.days[1]) == 66  # not closed yet
-    assert audited(good, "--day", "yesterday") == 64
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    assert audited(good, "--day", "yesterday") == audited(good, "--day", yesterday.isoformat())
+    assert audited(good, "--day", "someday") == 64
     assert command.main(["--env", str(tmp_path / "absent")]) == 2
 
 
