@@ -287,6 +287,7 @@ impl Asked {
             self.broker.read_at(&unknown).await.unwrap_or_default()
         };
         let mut lags = Vec::with_capacity(seen.len());
+        let mut postgres_answers = true;
         for seen in seen {
             let Some(end) = ends.get(&seen.id) else { continue };
             let next_ms = seen.next_ms.or_else(|| match found.get(&seen.id) {
@@ -296,13 +297,16 @@ impl Asked {
             let is_empty = *end <= seen.persisted || found.get(&seen.id) == Some(&Found::End);
             let persist_ms =
                 if is_empty { Some(0) } else { next_ms.map(|at_ms| (self.now_ms() - at_ms).max(0)) };
+            // A Postgres that is away is waited for once a report, or the other partitions' lag comes too late.
+            let export_ms = if postgres_answers { self.export_ms(&seen, persist_ms).await } else { None };
+            postgres_answers &= export_ms.is_some();
             lags.push(Lag {
                 id: seen.id,
                 persisted: seen.persisted,
                 persist_records: end.saturating_sub(seen.persisted).max(0).cast_unsigned(),
                 export_records: end.saturating_sub(seen.exported).max(0).cast_unsigned(),
                 persist_ms,
-                export_ms: self.export_ms(&seen, persist_ms).await,
+                export_ms,
                 is_empty,
                 stopped: seen.stopped,
             });

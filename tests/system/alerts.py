@@ -96,12 +96,11 @@ def names(text):
 
 class Recorder:
     """Reads workers' pages while something happens to them, and gives the series to promtool: what was read every half a
-    second is told as if it were a minute, so that windows need not be shortened."""
+    second is told as if it were a minute (or whatever a rule is told), so that windows need not be shortened."""
 
     def __init__(self, every_s=0.5):
         self.every_s = every_s
         self.looks = []
-        self.marks = {}
         self._workers = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder")
@@ -114,8 +113,12 @@ class Recorder:
         self._stop.set()
         self._thread.join()
 
-    def watch(self, *workers):
-        self._workers = list(workers)
+    def watch(self, worker):
+        self._workers = [*self._workers, worker]
+
+    def forget(self, worker):
+        """Whose page cannot be read, as of a process that is stopped: a scrape of it fails."""
+        self._workers = [one for one in self._workers if one is not worker]
 
     def _run(self):
         due = time.monotonic()
@@ -127,23 +130,89 @@ class Recorder:
                     look[f'{head}{{pod="{worker.name}",{labels}' if labels else f'{head}{{pod="{worker.name}"}}'] = value
             self.looks.append(look)
             due += self.every_s
-            time.sleep(max(0.0, due - time.monotonic()))
+            self._stop.wait(max(0.0, due - time.monotonic()))
 
     @property
     def now(self):
-        """The number of the next look."""
-        return len(self.looks)
+        """The number of the last look."""
+        return len(self.looks) - 1
 
-    def wait(self, looks):
-        """Until so many more were taken."""
-        until = self.now + looks
-        while self.now < until:
-            time.sleep(self.every_s / 5)
+    def series(self, names, scope, last):
+        """promtool's notation of the series of these names up to a look. As Prometheus does at a scrape, a series that was
+        there before and is not on the page is ended."""
+        looks = self.looks[: last + 1]
+        wanted = {series for look in looks for series in look if series.partition("{")[0] in names and scope in series}
+        return {series: " ".join(_values(series, looks)) for series in sorted(wanted)}
 
-    def series(self, like):
-        """promtool's notation; `_` where a series was not on the page."""
-        found = sorted({series for look in self.looks for series in look if re.match(like, series)})
-        return {series: " ".join(f"{look[series]:g}" if series in look else "_" for look in self.looks) for series in found}
 
-    def save(self, path):
-        path.write_text(json.dumps({"every_s": self.every_s, "looks": self.looks}))
+def _values(series, looks):
+    was_there = False
+    for look in looks:
+        value = look.get(series)
+        yield _number(value) if value is not None else "stale" if was_there else "_"
+        was_there = value is not None
+
+
+def _number(value):
+    # promtool takes the + of an exponent for a step.
+    return str(int(value)) if value.is_integer() else f"{value:.6f}"
+
+
+class Recording:
+    """What one alert says of what was recorded: its rule as the chart renders it, over its own series."""
+
+    def __init__(self, recorder, folder, scope, minutes=1.0, labels="", **values):
+        """`minutes`: what the time between two looks is told as; `values`: of the rule's placeholders, its threshold."""
+        self.recorder, self.folder, self.scope = recorder, folder, scope
+        self.minutes, self.labels, self.values = minutes, labels, values
+        self.began = None
+
+    def says(self, name, wanted):
+        """Whether promtool finds what is wanted: [(look, looks back, whether the alert fired in them)]."""
+        one = alert(name) | self.values
+        rule = {"alert": f"FeedWorker{name}", "expr": expression(one, "prometheus", self.scope)}
+        rule |= {"for": one["prometheus"]["for"]} if "for" in one["prometheus"] else {}
+        names = set(re.findall(r"\bfeed_worker_\w+", rule["expr"]))
+        last = max(at for at, _, _ in wanted)
+        fired = f'ALERTS{{alertname="FeedWorker{name}",alertstate="firing"{self.labels}}}'
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rules_path, tests_path = self.folder / f"{name}-rules.yaml", self.folder / f"{name}-tests.yaml"
+        rules_path.write_text(json.dumps({"groups": [{"name": "feed-worker", "rules": [rule]}]}))
+        interval_s = round(self.minutes * 60)
+        tests = {
+            "interval": f"{interval_s}s",
+            "input_series": [
+                {"series": series, "values": values} for series, values in self.recorder.series(names, self.scope, last).items()
+            ],
+            "promql_expr_test": [
+                {
+                    "expr": f"(count(max_over_time({fired}[{back * interval_s - 1}s])) or vector(0)) > bool 0",
+                    "eval_time": f"{at * interval_s}s",
+                    "exp_samples": [{"labels": "{}", "value": int(does)}],
+                }
+                for at, back, does in wanted
+            ],
+        }
+        whole = {"rule_files": [rules_path.name], "evaluation_interval": f"{interval_s}s", "tests": [tests]}
+        tests_path.write_text(json.dumps(whole))
+        return promtool("test", "rules", tests_path)
+
+
+def shows(folder, query, series, minutes):
+    """promtool's verdict whether a query has a value at any time, given series by the minute."""
+    rules, tests = folder / "panel-rules.yaml", folder / "panel-tests.yaml"
+    rules.write_text(json.dumps({"groups": [{"name": "panel", "rules": [{"record": "panel", "expr": query}]}]}))
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": one, "values": values} for one, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"count(count_over_time(panel[{minutes}m])) > bool 0",
+                "eval_time": f"{minutes}m",
+                "exp_samples": [{"labels": "{}", "value": 1}],
+            }
+        ],
+    }
+    whole = {"rule_files": [rules.name], "evaluation_interval": "1m", "tests": [test]}
+    tests.write_text(json.dumps(whole))
+    return promtool("test", "rules", tests)
