@@ -20,6 +20,7 @@ use figment::Figment;
 use figment::error::Kind;
 use figment::value::{Dict, Value};
 
+pub use check::Address;
 pub use dump::Format;
 pub use error::{ConfigError, Problem};
 pub use keys::*;
@@ -82,7 +83,12 @@ impl Config {
 
     /// Refuses a configuration that lacks an address.
     pub fn require(&self, provenance: &Provenance) -> Result<(), ConfigError> {
-        check::require(self, provenance)
+        check::require(self, provenance, &Address::ALL)
+    }
+
+    /// Refuses a configuration that lacks one of these.
+    pub fn require_only(&self, provenance: &Provenance, addresses: &[Address]) -> Result<(), ConfigError> {
+        check::require(self, provenance, addresses)
     }
 }
 

@@ -5,7 +5,7 @@
 //! 2. The verdict depends on what changed, not on a threshold of records that somebody has to guess.
 //!
 //! The rules are those of Burrow (LinkedIn's consumer-lag checker, `core/internal/evaluator`), so that
-//! whoever knows its states knows these.
+//! whoever knows its states knows these. Two are our own: a frontier that lies outside of what the partition has.
 
 use std::collections::VecDeque;
 
@@ -24,7 +24,8 @@ pub struct Observation {
     pub lag: u64,
 }
 
-/// What a partition's lag means. The numbers go out as a gauge; they are Burrow's, and grow with severity.
+/// What a partition's lag means. The numbers up to 6 are Burrow's and go out as a gauge; they grow with severity. Those past it
+/// are told by `feed-worker lag` only: a worker stops such a partition, and its gauge says [`LagStatus::Stop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LagStatus {
     /// Nothing waits, or what waits was caught up with inside the window.
@@ -37,6 +38,10 @@ pub enum LagStatus {
     Stall = 5,
     /// The frontier went back.
     Rewind = 6,
+    /// The broker no longer has the records from the frontier on: they are gone unread.
+    Gap = 7,
+    /// The frontier is past the partition's end: the topic was created anew, or has lost records.
+    Ahead = 8,
 }
 
 impl LagStatus {
@@ -48,6 +53,18 @@ impl LagStatus {
             LagStatus::Stop => "STOP",
             LagStatus::Stall => "STALL",
             LagStatus::Rewind => "REWIND",
+            LagStatus::Gap => "GAP",
+            LagStatus::Ahead => "AHEAD",
+        }
+    }
+
+    /// What one look at a partition that has the offsets `[low, end)` tells, and no count of records does: the
+    /// frontier lies outside of them. The worker stops a partition for it, under the same name.
+    pub fn out_of_bounds(frontier: i64, low: i64, end: i64) -> Option<LagStatus> {
+        match () {
+            () if frontier > end => Some(LagStatus::Ahead),
+            () if frontier < low => Some(LagStatus::Gap),
+            () => None,
         }
     }
 }
@@ -125,6 +142,18 @@ mod tests {
         assert_eq!(back.status(9500, 100), LagStatus::Rewind);
         let once_zero = window(steps.map(|n| (n * 1000, 7, u64::from(n != 4))));
         assert_eq!(once_zero.status(9500, 1), LagStatus::Ok, "it was caught up with inside the window");
+    }
+
+    #[test]
+    fn a_frontier_outside_of_the_partition_is_no_lag() {
+        assert_eq!(LagStatus::out_of_bounds(300, 450, 600), Some(LagStatus::Gap), "retention overtook it");
+        assert_eq!(LagStatus::out_of_bounds(300, 600, 600), Some(LagStatus::Gap), "and nothing came since");
+        assert_eq!(LagStatus::out_of_bounds(300, 0, 100), Some(LagStatus::Ahead), "created anew");
+        for (frontier, low, end) in
+            [(0, 0, 0), (300, 300, 300), (300, 300, 600), (450, 300, 600), (600, 300, 600)]
+        {
+            assert_eq!(LagStatus::out_of_bounds(frontier, low, end), None);
+        }
     }
 
     #[test]

@@ -272,7 +272,7 @@ fn check(topics: &[Topic]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn is_legal_name(name: &str) -> bool {
+pub fn is_legal_name(name: &str) -> bool {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(is_legal)
 }

@@ -100,18 +100,20 @@ fn row(batch: &RecordBatch, index: usize) -> Result<Row, String> {
         let ms = column(name)?.map(|c| c.as_primitive::<TimestampMillisecondType>().value(index));
         ms.unwrap_or(0).checked_mul(1000).ok_or_else(|| format!("{name} is out of range"))
     };
+    let offset = column("kafka_offset")?.map_or(-1, |c| c.as_primitive::<Int64Type>().value(index));
+    // The offset says which row it is; a user's id stands in no report.
     let id = |name: &str| match text(name)? {
         None => Ok(None),
         Some(text) if text.bytes().any(|b| b.is_ascii_uppercase()) => {
-            Err(format!("{name} `{text}` is not in lower case"))
+            Err(format!("{name} at offset {offset} is not in lower case"))
         }
         Some(text) => parse_uuid(text.as_bytes())
             .map(Some)
-            .ok_or_else(|| format!("{name} `{text}` is no hyphenated uuid")),
+            .ok_or_else(|| format!("{name} at offset {offset} is no hyphenated uuid")),
     };
     Ok(Row {
         partition: int("kafka_partition")?.unwrap_or(-1),
-        offset: column("kafka_offset")?.map_or(-1, |c| c.as_primitive::<Int64Type>().value(index)),
+        offset,
         recorded_us: time("recorded_at")?,
         occurred_us: time("occurred_at")?,
         ingested_us: time("ingested_at")?,

@@ -267,7 +267,7 @@ impl<'a> FileWalk<'a> {
         let mut seen = Seen::new(file, self.filed);
         let mut lost = Run::new(Kind::LostWrite, &self.name, "below export_frontier, and not in its file");
         let mut orphans = Run::new(Kind::Orphan, &file.key, "has no row in the table");
-        let dropped = self.audit.is_dropped(file.day).await;
+        let dropped = self.audit.is_dropped(file.day).await?;
         let mut rows = self.audit.table.rows(self.partition, file.first_offset, file.next_offset);
         let mut table = rows.next().await?;
         let mut table_hash = Hash::default();

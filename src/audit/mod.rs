@@ -97,6 +97,9 @@ impl Audit {
         let committed =
             self.topics.committed(&self.settings.topic, &self.settings.group_id, &numbers).await?;
         self.snapshot = self.table.snapshot().await?;
+        self.refuse_if_empty(listed.iter().map(|object| object.key.as_str()))?;
+        // What a retention took before the frontiers were taken, they must have passed.
+        let gone: BTreeMap<i32, i64> = bounds.iter().map(|(number, low, _)| (*number, *low)).collect();
         // Asked for again: the ledger may have passed the first answer by now.
         let bounds = self.topics.bounds(&self.settings.topic).await?;
         let records: i64 = bounds.iter().map(|(_, low, high)| high - low).sum();
@@ -112,7 +115,8 @@ impl Audit {
             let Some(ledger) = self.snapshot.partitions.get(&partition) else { continue };
             let committed =
                 committed.iter().find(|(number, _)| *number == partition).map(|(_, offset)| *offset);
-            let at = Bounds { partition, low, high, committed };
+            let gone = gone.get(&partition).copied().unwrap_or(0);
+            let at = Bounds { partition, gone, low, high, committed };
             let start = self.start(partition, ledger).await?;
             PartitionCheck::new(self, &dead, at, start).run(ledger, report).await?;
             FileWalk::new(self, partition, ledger.epoch).run(ledger, report).await?;
@@ -124,10 +128,12 @@ impl Audit {
     pub async fn run_day(&mut self, day: i32, report: &mut Report) -> Result<(), Trouble> {
         let listed = self.bucket.list(&self.bucket.key_of(&day_text(day), "")).await?;
         self.snapshot = self.table.snapshot().await?;
-        let (closed, success) = self
-            .snapshot
-            .topic
-            .ok_or_else(|| Trouble::Refused(format!("the ledger has no topic {}", self.settings.topic)))?;
+        let (closed, success) = self.snapshot.topic.ok_or_else(|| self.no_topic())?;
+        if let Some(first) = self.snapshot.first_day.filter(|first| day < *first) {
+            let text =
+                format!("{} lies before the ledger, which begins on {}", day_text(day), day_text(first));
+            return Err(Trouble::Refused(text));
+        }
         if day > closed {
             let text = format!(
                 "{} is not closed yet; closed is {} and what lies before",
@@ -141,7 +147,7 @@ impl Audit {
         let files = self.table.files_of_day(day).await?;
         let rows: i64 = files.iter().map(|file| file.rows).sum();
         self.total.store(rows.unsigned_abs(), Ordering::Relaxed);
-        let dropped = self.is_dropped(day).await;
+        let dropped = self.is_dropped(day).await?;
         for (partition, ledger) in &self.snapshot.partitions {
             report.count("partitions", 1);
             let mut walk = FileWalk::new(self, *partition, ledger.epoch);
@@ -159,6 +165,20 @@ impl Audit {
         }
         let present = marks.get(&day).cloned().unwrap_or_default();
         days::check_day(self, day, &present, (closed, success), report).await
+    }
+
+    fn no_topic(&self) -> Trouble {
+        let topic = &self.settings.topic;
+        Trouble::Refused(format!("the ledger has no topic {topic}: is DATABASE_URL that of its workers?"))
+    }
+
+    /// Where nothing was ever done there is nothing to call well. What lies about without a ledger is a finding.
+    fn refuse_if_empty<'k>(&self, mut keys: impl Iterator<Item = &'k str>) -> Result<(), Trouble> {
+        let found = &self.snapshot;
+        let knows = found.topic.is_some() || !found.partitions.is_empty() || !found.strays.is_empty();
+        let is_ours =
+            |key| matches!(self.bucket.parse(key), Key::File { topic, .. } if topic == self.settings.topic);
+        if knows || keys.any(is_ours) { Ok(()) } else { Err(self.no_topic()) }
     }
 
     fn folder(&self) -> String {
@@ -238,14 +258,14 @@ impl Audit {
         Ok(files.first().map_or(ledger.export_frontier, |file| file.first_offset))
     }
 
-    async fn is_dropped(&self, day: i32) -> bool {
+    async fn is_dropped(&self, day: i32) -> Result<bool, Trouble> {
         if let Some(known) = self.dropped.lock().await.get(&day) {
-            return *known;
+            return Ok(*known);
         }
         let oldest_kept = self.snapshot.today - self.settings.retention_days;
-        let dropped = self.table.is_dropped(day, oldest_kept).await.unwrap_or(false);
+        let dropped = self.table.is_dropped(day, oldest_kept).await?;
         self.dropped.lock().await.insert(day, dropped);
-        dropped
+        Ok(dropped)
     }
 
     fn gapped(&self, partition: i32, offset: i64) -> bool {

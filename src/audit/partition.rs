@@ -18,6 +18,8 @@ const INGESTED_BEFORE_RECORDED_US_MAX: i64 = 3_600_000_000;
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub partition: i32,
+    /// The first offset that the topic had before the frontiers were taken.
+    pub gone: i64,
     pub low: i64,
     pub high: i64,
     pub committed: Option<i64>,
@@ -64,7 +66,7 @@ impl<'a> PartitionCheck<'a> {
                 self.skipped(letters, (position, record.offset), report);
                 position = record.offset + 1;
                 let matched = self.take_same(&mut rows, &mut row, record.offset, report).await?;
-                self.judge(record, matched.as_ref(), letters.get(&record.offset), report).await;
+                self.judge(record, matched.as_ref(), letters.get(&record.offset), report).await?;
             }
             self.audit.progress(batch.len() as u64);
         }
@@ -89,6 +91,12 @@ impl<'a> PartitionCheck<'a> {
                 Kind::FrontierBack,
                 format!("{name}: export_frontier {export} is past persist_frontier {persist}"),
             );
+        }
+        if persist < self.at.gone {
+            let gone = self.at.gone;
+            let text =
+                format!("{name}@[{persist}, {gone}): the topic no longer has them, and they were never read");
+            report.find_many(Kind::LostWrite, (gone - persist).unsigned_abs(), text);
         }
         if persist > self.at.high {
             let text = format!("{name}: persist_frontier {persist} is past the topic's end {}", self.at.high);
@@ -189,7 +197,7 @@ impl<'a> PartitionCheck<'a> {
         row: Option<&Row>,
         letters: Option<&Vec<Letter>>,
         report: &mut Report,
-    ) {
+    ) -> Result<(), Trouble> {
         let (offset, place) = (record.offset, format!("{}@{}", self.name, record.offset));
         report.count("records", 1);
         if self.audit.gapped(self.at.partition, offset) {
@@ -197,7 +205,7 @@ impl<'a> PartitionCheck<'a> {
             if row.is_some() || letters.is_some() {
                 report.find(Kind::Inconsistent, format!("{place}: in an accepted gap, and yet persisted"));
             }
-            return;
+            return Ok(());
         }
         let decoded = self.audit.decode(record).await;
         self.hold_against_list(record, decoded.as_ref().err().copied(), &place, report);
@@ -222,7 +230,7 @@ impl<'a> PartitionCheck<'a> {
                     report.count("rejected_for_reasons_of_their_time", 1);
                 } else if decoded.is_ok() {
                     report.find(Kind::MisFiled, format!("{place}: a good event, dead-lettered as {reason}"));
-                    return;
+                    return Ok(());
                 }
                 if let Some(Some(planted)) = self.audit.produced(record.partition, offset)
                     && planted != reason
@@ -234,22 +242,24 @@ impl<'a> PartitionCheck<'a> {
                 }
                 dead_letters::check(report, &place, record, letters);
             }
-            (None, None) => self.absent(record, decoded.is_ok(), report).await,
+            (None, None) => self.absent(record, decoded.is_ok(), report).await?,
         }
+        Ok(())
     }
 
     /// In neither sink: lost, unless a retention may have taken it.
-    async fn absent(&mut self, record: &Record, is_good: bool, report: &mut Report) {
+    async fn absent(&mut self, record: &Record, is_good: bool, report: &mut Report) -> Result<(), Trouble> {
         let day = record.timestamp_ms.div_euclid(DAY_MS) as i32;
         if record.offset < self.start {
             self.absent += 1;
         } else if !is_good && self.dead.may_be_gone(self.at.partition, record.offset) {
             report.count("dead_letters_perhaps_gone", 1);
-        } else if is_good && self.audit.is_dropped(day.max(self.day_reached)).await {
+        } else if is_good && self.audit.is_dropped(day.max(self.day_reached)).await? {
             report.not_checked(format!("rows of {}: the table no longer has the day", day_text(day)));
         } else {
             self.lost.add(record.offset, report);
         }
+        Ok(())
     }
 
     /// What the producer knows of the record.

@@ -56,7 +56,7 @@ pub struct Snapshot {
     /// Partition numbers of rows and files that the ledger does not have.
     pub strays: Vec<i32>,
     pub today: i32,
-    /// The day of the first file.
+    /// The first day that this ledger has anything to say of: a partition's, or a file's.
     pub first_day: Option<i32>,
     pub rows_filed: i64,
 }
@@ -178,8 +178,9 @@ impl Table {
             let name = name.clone();
             async move {
                 sqlx::query_scalar(
+                    // Through the parent: whoever only reads has no right to its partitions.
                     "SELECT to_regclass($1) IS NULL AND NOT EXISTS (
-                         SELECT FROM user_interactions_default
+                         SELECT FROM user_interactions
                          WHERE recorded_at >= (date '1970-01-01' + $2)::timestamp AT TIME ZONE 'UTC'
                            AND recorded_at < (date '1970-01-01' + $2 + 1)::timestamp AT TIME ZONE 'UTC')",
                 )
@@ -299,7 +300,9 @@ async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> 
     .fetch_all(&mut *tx)
     .await?;
     let (today, first_day, rows_filed): (i32, Option<i32>, i64) = sqlx::query_as(
-        "SELECT (now() AT TIME ZONE 'UTC')::date - date '1970-01-01', min(day) - date '1970-01-01',
+        "SELECT (now() AT TIME ZONE 'UTC')::date - date '1970-01-01',
+                least(min(day), (SELECT min(first_day) FROM partition_ledger
+                                 WHERE topic = $1 AND first_day > date '1970-01-01')) - date '1970-01-01',
                 coalesce(sum(rows), 0)::bigint
          FROM export_files WHERE topic = $1",
     )

@@ -19,7 +19,7 @@ use crate::audit::report::{Before, Report};
 use crate::audit::table::{Snapshot, Table};
 use crate::audit::topic::Topics;
 use crate::audit::{Audit, LookUp, Produced, Settings, Trouble, event, row};
-use crate::config::{Config, Secret};
+use crate::config::{Address, Config, Secret};
 use crate::export::object::S3;
 
 /// Compare the topic, the DLQ, the table, the bucket and the ledger, by code that is not the worker's.
@@ -43,6 +43,13 @@ pub struct Args {
     /// Types or weights were changed: do not hold rows to the present ones.
     #[arg(long)]
     weights_changed: bool,
+}
+
+impl Args {
+    /// A closed day is compared without the topic.
+    pub fn addresses(&self) -> &'static [Address] {
+        if self.day.is_some() { &[Address::Postgres] } else { &Address::ALL }
+    }
 }
 
 pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {

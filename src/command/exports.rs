@@ -4,6 +4,7 @@ mod day;
 mod rebuild;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use sqlx::postgres::{PgConnection, PgPoolOptions};
@@ -51,9 +52,13 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
     };
     let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
     let options = options.application_name(postgres::COMMAND).options([("statement_timeout", "600000")]);
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);
+    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(timeout).connect_lazy_with(options);
     let connection = pool.acquire().await.map_err(|error| away(&error))?;
     let mut connection = connection.detach();
+    if let Command::Verify { day: Some(day), .. } | Command::Rebuild { day, .. } = command {
+        refuse_before_the_beginning(&outside.topic, &mut connection, day).await?;
+    }
     match command {
         Command::Verify { day, quick } => verify(&outside, &mut connection, day, quick).await,
         Command::Rebuild { day, dry_run } => rebuild::run(&outside, &mut connection, day, dry_run).await,
@@ -63,6 +68,36 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
 fn away(error: &sqlx::Error) -> Failure {
     Failure::Deadline(format!("connecting to postgres (DATABASE_URL): {error}"))
 }
+
+/// Of a day before the first, the ledger says nothing: it would be called well, or made up.
+async fn refuse_before_the_beginning(
+    topic: &str,
+    connection: &mut PgConnection,
+    day: i32,
+) -> Result<(), Failure> {
+    let first: Option<i32> =
+        sqlx::query_scalar(FIRST_DAY).bind(topic).fetch_one(connection).await.context(LEDGER)?;
+    match first {
+        Some(first) if day >= first => Ok(()),
+        Some(first) => Err(Failure::Ledger(format!(
+            "{} lies before the ledger of {topic}, which begins on {}",
+            day_text(day),
+            day_text(first)
+        ))),
+        None => Err(Failure::Ledger(format!(
+            "the ledger has no topic {topic}: is DATABASE_URL that of its workers?"
+        ))),
+    }
+}
+
+const LEDGER: &str = "reading the ledger (DATABASE_URL)";
+
+/// The first day that the ledger has anything to say of. A partition without a first day (1970) says nothing.
+const FIRST_DAY: &str = "SELECT least(
+         (SELECT min(day) FROM export_files WHERE topic = $1),
+         (SELECT min(first_day) FROM partition_ledger WHERE topic = $1 AND first_day > date '1970-01-01'),
+         (SELECT closed_day + 1 FROM topic_ledger WHERE topic = $1
+          AND NOT EXISTS (SELECT FROM partition_ledger WHERE topic = $1))) - date '1970-01-01'";
 
 async fn verify(
     outside: &Outside,
@@ -96,9 +131,13 @@ async fn verify(
 /// From the first day that a manifest names to the last finished or filed one, and whatever day has a folder: a day
 /// without rows has a manifest too.
 async fn known_days(outside: &Outside, connection: &mut PgConnection) -> Result<Vec<i32>, Failure> {
-    let (first, last): (Option<i32>, Option<i32>) = sqlx::query_as(
-        "SELECT least(min(day), (SELECT min(first_day) FROM partition_ledger WHERE topic = $1)) - date '1970-01-01',
-                greatest(max(day), (SELECT success_day FROM topic_ledger WHERE topic = $1)) - date '1970-01-01'
+    let first: Option<i32> = sqlx::query_scalar(FIRST_DAY)
+        .bind(&outside.topic)
+        .fetch_one(&mut *connection)
+        .await
+        .context(LEDGER)?;
+    let last: Option<i32> = sqlx::query_scalar(
+        "SELECT greatest(max(day), (SELECT success_day FROM topic_ledger WHERE topic = $1)) - date '1970-01-01'
          FROM export_files WHERE topic = $1",
     )
     .bind(&outside.topic)

@@ -3,6 +3,8 @@
 //! 1. It asks the ledger and the brokers, never a worker: it tells the truth while every worker is dead.
 //! 2. Frontiers are read before ends, so lag may be told too large by what was produced in between,
 //!    never too small.
+//! 3. A frontier outside of what the broker has is no lag of so many records: it has a status of its own, and
+//!    is past every threshold.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -18,7 +20,6 @@ use crate::kafka::broker::Brokers;
 use crate::kafka::probe::Found;
 use crate::lag::{LagStatus, Observation, Window};
 use crate::outside::Broker;
-use crate::postgres;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,7 +29,8 @@ pub struct Args {
     /// Look again every so many seconds, until interrupted.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5")]
     watch: Option<u64>,
-    /// End with 2 when a partition has more records than this between persist frontier and end.
+    /// End with 2 when a partition has more records than this between persist frontier and end. A partition whose
+    /// status is GAP or AHEAD is past every threshold.
     #[arg(long, value_name = "RECORDS")]
     records_max: Option<i64>,
     /// End with 2 when the oldest record that is not persisted has waited longer than this.
@@ -42,6 +44,8 @@ pub struct Args {
 /// A partition that nobody has touched for so long, while records wait, counts as stopped at the first look.
 /// Longer hides a dead group from whoever asks once; shorter calls a slow transaction dead.
 const UNTOUCHED_MAX_MS: i64 = 60_000;
+/// How often frontiers and bounds are read until they agree. More only delays the news that they do not.
+const LOOKS_MAX: u32 = 2;
 
 /// One partition at one look.
 #[derive(Debug, serde::Serialize)]
@@ -49,6 +53,8 @@ struct Line {
     partition: i32,
     persist_frontier: i64,
     export_frontier: i64,
+    /// The first offset that the broker has.
+    low: i64,
     end: i64,
     persist_records: i64,
     /// Age of the oldest record that is not persisted, by the broker's timestamp and Postgres's clock.
@@ -64,32 +70,65 @@ struct Line {
     untouched_ms: i64,
 }
 
+impl Line {
+    fn out_of_bounds(&self) -> Option<LagStatus> {
+        LagStatus::out_of_bounds(self.persist_frontier, self.low, self.end)
+    }
+}
+
 pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {
-    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
-    let pool = PgPool::connect_lazy_with(options.application_name(postgres::COMMAND));
+    let pool = super::ledger::pool(config)?;
     let brokers = Brokers::new(config);
     let mut windows: BTreeMap<i32, Window> = BTreeMap::new();
+    let mut last: Option<Vec<Line>> = None;
     loop {
-        let (now_ms, mut lines) = look(config, &pool, &brokers).await?;
-        for line in &mut lines {
-            line.status = status(line, now_ms, windows.entry(line.partition).or_default());
+        let looked = tokio::select! {
+            looked = look(config, &pool, &brokers) => looked,
+            _ = tokio::signal::ctrl_c() => return ended(&args, last.as_deref()),
+        };
+        match looked {
+            Ok((now_ms, mut lines)) => {
+                for line in &mut lines {
+                    line.status = status(line, now_ms, windows.entry(line.partition).or_default()).as_str();
+                }
+                show(&args, config, now_ms, &lines);
+                last = Some(lines);
+            }
+            // Whoever watches through an outage wants to see its end too. What was wrong from the start is an error.
+            Err(failure) if args.watch.is_some() && last.is_some() => {
+                eprintln!("no look this time, trying again: {failure}");
+            }
+            Err(failure) => return Err(failure),
         }
-        show(&args, config, now_ms, &lines);
-        let Some(seconds) = args.watch else { return judge(&args, &lines) };
+        let Some(seconds) = args.watch else { return ended(&args, last.as_deref()) };
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(seconds.max(1))) => {}
-            _ = tokio::signal::ctrl_c() => return judge(&args, &lines),
+            _ = tokio::signal::ctrl_c() => return ended(&args, last.as_deref()),
         }
     }
 }
 
-fn status(line: &Line, now_ms: i64, window: &mut Window) -> &'static str {
+/// The verdict is the last look's.
+fn ended(args: &Args, last: Option<&[Line]>) -> Result<(), Failure> {
+    match last {
+        Some(lines) => judge(args, lines),
+        None => Err(Failure::Interrupted("interrupted before the first look".to_owned())),
+    }
+}
+
+fn status(line: &Line, now_ms: i64, window: &mut Window) -> LagStatus {
+    if let Some(status) = line.out_of_bounds() {
+        return status;
+    }
     let waiting = line.persist_records.max(0).cast_unsigned();
-    if line.stopped.is_some() || (waiting > 0 && line.untouched_ms > UNTOUCHED_MAX_MS) {
-        return LagStatus::Stop.as_str();
+    // Both: on a topic that was quiet for hours, the first record finds a partition that nobody has touched since.
+    let is_left =
+        line.untouched_ms > UNTOUCHED_MAX_MS && line.persist_seconds * 1000.0 > UNTOUCHED_MAX_MS as f64;
+    if line.stopped.is_some() || (waiting > 0 && is_left) {
+        return LagStatus::Stop;
     }
     window.push(Observation { at_ms: now_ms, frontier: line.persist_frontier, lag: waiting });
-    window.status(now_ms, waiting).as_str()
+    window.status(now_ms, waiting)
 }
 
 /// Ledger first, ends after it.
@@ -99,26 +138,34 @@ async fn look(config: &Config, pool: &PgPool, brokers: &Brokers) -> Result<(i64,
     let partitions = brokers.partitions().await.with_context(asking)?;
     if partitions.is_empty() {
         let topic = &config.kafka.topic;
-        return Err(anyhow::anyhow!("there is no topic {topic}: `feed-worker topics apply`").into());
+        return Err(Failure::Ledger(format!("there is no topic {topic}: `feed-worker topics apply`")));
     }
-    let (now_ms, ledger) = ledger(config, pool).await.context("reading the ledger (DATABASE_URL)")?;
-    let bounds = brokers.bounds(&partitions).await.with_context(asking)?;
-    let mut lines: Vec<Line> = bounds
-        .into_iter()
-        .map(|(partition, low, end)| match ledger.get(&partition) {
-            Some(row) => Line { end, ..row.line(partition, end) },
-            // Nobody has ever owned it: all of it waits.
-            None => Standing { persist_frontier: low, export_frontier: low, ..Standing::default() }
-                .line(partition, end),
-        })
+    let mut attempts = 1;
+    let (now_ms, ledger, mut lines) = loop {
+        let (now_ms, ledger) = ledger(config, pool).await.context("reading the ledger (DATABASE_URL)")?;
+        let bounds = brokers.bounds(&partitions).await.with_context(asking)?;
+        let lines: Vec<Line> = bounds.into_iter().map(|bounds| line(&ledger, bounds)).collect();
+        // Retention may have passed the frontier that was read only after a worker had moved it on.
+        if attempts == LOOKS_MAX || lines.iter().all(|line| line.out_of_bounds().is_none()) {
+            break (now_ms, ledger, lines);
+        }
+        attempts += 1;
+    };
+    let waiting: Vec<(i32, i64)> = lines
+        .iter()
+        .filter(|l| l.persist_records > 0 && l.low < l.end)
+        .map(|l| (l.partition, l.persist_frontier.max(l.low)))
         .collect();
-    let waiting: Vec<(i32, i64)> =
-        lines.iter().filter(|l| l.persist_records > 0).map(|l| (l.partition, l.persist_frontier)).collect();
     let next = if waiting.is_empty() {
         BTreeMap::new()
     } else {
         brokers.read_at(&waiting).await.with_context(asking)?
     };
+    if let Some((partition, offset)) = waiting.iter().find(|(partition, _)| !next.contains_key(partition)) {
+        let topic = &config.kafka.topic;
+        let told = format!("the brokers do not show what stands at {topic}/{partition}@{offset}: try again");
+        return Err(Failure::Deadline(told));
+    }
     let oldest = try_join_all(lines.iter().map(|line| oldest_row_ms(pool, line, &ledger)))
         .await
         .context("reading the table (DATABASE_URL)")?;
@@ -133,6 +180,15 @@ async fn look(config: &Config, pool: &PgPool, brokers: &Brokers) -> Result<(i64,
     Ok((now_ms, lines))
 }
 
+fn line(ledger: &BTreeMap<i32, Standing>, (partition, low, end): (i32, i64, i64)) -> Line {
+    match ledger.get(&partition) {
+        Some(row) => row.line(partition, low, end),
+        // Nobody has ever owned it: all of it waits.
+        None => Standing { persist_frontier: low, export_frontier: low, ..Standing::default() }
+            .line(partition, low, end),
+    }
+}
+
 /// A partition's row of the ledger.
 #[derive(Default)]
 struct Standing {
@@ -145,11 +201,12 @@ struct Standing {
 }
 
 impl Standing {
-    fn line(&self, partition: i32, end: i64) -> Line {
+    fn line(&self, partition: i32, low: i64, end: i64) -> Line {
         Line {
             partition,
             persist_frontier: self.persist_frontier,
             export_frontier: self.export_frontier,
+            low,
             end,
             persist_records: (end - self.persist_frontier).max(0),
             persist_seconds: 0.0,
@@ -232,8 +289,13 @@ fn show(args: &Args, config: &Config, now_ms: i64, lines: &[Line]) {
         "partition", "persisted", "exported", "end", "lag", "seconds", "to export", "seconds", "status"
     );
     for line in lines {
+        let outside = match line.out_of_bounds() {
+            Some(LagStatus::Gap) => format!("  gone unread: [{}, {})", line.persist_frontier, line.low),
+            Some(_) => format!("  the topic ends at {}: created anew?", line.end),
+            None => String::new(),
+        };
         println!(
-            "{:>9} {:>14} {:>14} {:>14} {:>10} {:>9.1} {:>10} {:>9.1} {:<6} {}{}",
+            "{:>9} {:>14} {:>14} {:>14} {:>10} {:>9.1} {:>10} {:>9.1} {:<6} {}{outside}{}",
             line.partition,
             line.persist_frontier,
             line.export_frontier,
@@ -258,8 +320,10 @@ fn show(args: &Args, config: &Config, now_ms: i64, lines: &[Line]) {
 
 /// Whether what was asked for holds.
 fn judge(args: &Args, lines: &[Line]) -> Result<(), Failure> {
+    let asks = args.records_max.is_some() || args.seconds_max.is_some() || args.export_seconds_max.is_some();
     let over = |line: &&Line| {
-        args.records_max.is_some_and(|max| line.persist_records > max)
+        (asks && line.out_of_bounds().is_some())
+            || args.records_max.is_some_and(|max| line.persist_records > max)
             || args.seconds_max.is_some_and(|max| line.persist_seconds > max)
             || args.export_seconds_max.is_some_and(|max| line.export_seconds > max)
     };

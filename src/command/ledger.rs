@@ -1,6 +1,9 @@
 //! `feed-worker ledger`: what stands in it, and what only an operator may decide.
 
+use std::time::Duration;
+
 use anyhow::Context;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgPool, Postgres, Row, Transaction};
 
 use super::Failure;
@@ -49,10 +52,16 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
 }
 
 pub(super) async fn connect(config: &Config) -> Result<Transaction<'static, Postgres>, Failure> {
-    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
-    let pool = PgPool::connect_lazy_with(options.application_name(postgres::COMMAND));
-    let begin = pool.begin().await.context("connecting to postgres (DATABASE_URL)");
+    let begin = pool(config)?.begin().await.context("connecting to postgres (DATABASE_URL)");
     Ok(begin?)
+}
+
+/// Connects to nothing yet.
+pub(super) fn pool(config: &Config) -> Result<PgPool, Failure> {
+    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
+    let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);
+    let pool = PgPoolOptions::new().acquire_timeout(timeout);
+    Ok(pool.connect_lazy_with(options.application_name(postgres::COMMAND)))
 }
 
 /// Every decision of an operator leaves a trace.

@@ -7,6 +7,7 @@ pub mod lag;
 pub mod ledger;
 pub mod maintain;
 pub mod migrate;
+mod outage;
 pub mod produce;
 pub mod reconcile;
 pub mod rejects;
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, Provenance};
+use crate::config::{Address, Config, ConfigError, Provenance};
 use crate::event::InteractionTypes;
 use crate::telemetry;
 
@@ -56,6 +57,7 @@ impl Failure {
             Failure::RejectFlood(_) | Failure::BadEvents(_) => 65,
             Failure::Ledger(_) => 66,
             Failure::UnsafeStore(_) => 67,
+            Failure::Other(error) if outage::is_outage(error) => 75,
             Failure::Other(_) => 70,
             Failure::Deadline(_) => 75,
             Failure::Interrupted(_) => 130,
@@ -131,6 +133,30 @@ pub enum Command {
     Failpoints,
 }
 
+impl Command {
+    /// What the command cannot do without. `config` prints first and then says what `run` would miss.
+    fn addresses(&self) -> &'static [Address] {
+        use Address::{Kafka, Postgres, Registry};
+        match self {
+            Command::Run(_) => &Address::ALL,
+            Command::Config(_) => &[],
+            Command::Audit(args) => args.addresses(),
+            Command::Lag(_) => &[Kafka, Postgres],
+            Command::Migrate(_)
+            | Command::Maintain
+            | Command::Ledger(_)
+            | Command::Rejects(_)
+            | Command::Exports(_) => &[Postgres],
+            Command::Topics(_) => &[Kafka],
+            Command::Schemas(_) => &[Registry],
+            Command::Produce(args) if args.needs_registry() => &[Kafka, Registry],
+            Command::Produce(_) => &[Kafka],
+            #[cfg(feature = "failpoints")]
+            Command::Failpoints => &[],
+        }
+    }
+}
+
 /// What the producer-side commands need of the configuration.
 pub struct ClientContext {
     pub kafka: rdkafka::ClientConfig,
@@ -164,9 +190,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     crate::failpoint::arm()?;
     // Not every command needs every address; a worker needs them all before it touches anything.
     let (config, provenance) = Config::load_partial(cli.config.as_deref(), &cli.sets)?;
-    if matches!(cli.command, Command::Run(_)) {
-        config.require(&provenance)?;
-    }
+    config.require_only(&provenance, cli.command.addresses())?;
     telemetry::init_logging(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -7,12 +7,17 @@ mod load;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
-use crate::command::{ClientContext, Failure};
+use self::display::{Display, Figures};
+use crate::command::{ClientContext, Failure, INTERRUPTED};
 use crate::config::Config;
 
 /// Send events to the source topic: those of a file (--file), or generated ones (--count, --duration).
@@ -65,15 +70,60 @@ pub enum Progress {
     None,
 }
 
+impl Args {
+    /// JSON alone needs none.
+    pub fn needs_registry(&self) -> bool {
+        if self.canary.is_set() {
+            false
+        } else if self.file.path().is_some() { self.file.needs_registry() } else { self.load.needs_registry() }
+    }
+}
+
 pub async fn run(args: Args, cx: &ClientContext, config: &Config) -> Result<(), Failure> {
     args.common.check()?;
     if args.canary.is_set() {
-        canary::run(args.canary, args.load.duration(), &args.common, cx, config).await
-    } else if args.file.path().is_some() {
-        file::run(args.file, &args.common, cx).await
-    } else {
-        load::run(args.load, &args.common, cx).await
+        return canary::run(args.canary, args.load.duration(), &args.common, cx, config).await;
     }
+    let stop = stop_at_interrupt()?;
+    if args.file.path().is_some() {
+        file::run(args.file, &args.common, cx, &stop).await
+    } else {
+        load::run(args.load, &args.common, cx, &stop).await
+    }
+}
+
+/// Set by the first Ctrl-C, whenever it comes; the second ends the process: whoever asks twice does not want to wait
+/// for the broker, or for standard input.
+fn stop_at_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let mut interrupts = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    tokio::spawn(async move {
+        interrupts.recv().await;
+        told.store(true, Ordering::Relaxed);
+        interrupts.recv().await;
+        std::process::exit(INTERRUPTED);
+    });
+    Ok(stop)
+}
+
+/// Shows how far the sending is until it has ended. With its outcome comes whether it was interrupted.
+async fn watch<T>(
+    mut sending: JoinHandle<anyhow::Result<T>>,
+    mut display: Display,
+    figures: impl Fn() -> Figures,
+    stop: &AtomicBool,
+) -> (anyhow::Result<T>, bool) {
+    let mut ticks = tokio::time::interval(display.interval());
+    let sent = loop {
+        tokio::select! {
+            sent = &mut sending => break sent,
+            _ = ticks.tick() => display.show(figures()),
+        }
+    };
+    display.finish(figures());
+    let sent = sent.context("the sending thread ended abnormally").and_then(|sent| sent);
+    (sent, stop.load(Ordering::Relaxed))
 }
 
 impl Common {

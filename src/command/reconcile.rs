@@ -50,7 +50,7 @@ pub async fn run(config: &Config, reason: &str, dry_run: bool) -> Result<(), Fai
     let closed = partitions.iter().map(|p| p.closed_day).min().unwrap_or(stand.closed_day);
     let first_day = closed.min(stand.closed_day).min(stand.success_day) + 1;
     let survey = bucket.survey(first_day).await?;
-    let partitions = with_new_partitions(&mut tx, topic, partitions, &stand, &survey).await?;
+    let partitions = with_new_partitions(&mut tx, topic, &bucket, partitions, &stand, &survey).await?;
     refuse_overlaps(&mut tx, topic, first_day, &partitions, &survey).await?;
 
     let mut moved = Vec::new();
@@ -130,6 +130,7 @@ async fn refuse_if_alive(tx: &mut Tx, config: &Config) -> Result<(), Failure> {
 async fn with_new_partitions(
     tx: &mut Tx,
     topic: &str,
+    bucket: &Bucket,
     mut partitions: Vec<PartitionStand>,
     stand: &TopicStand,
     survey: &Survey,
@@ -150,10 +151,32 @@ async fn with_new_partitions(
                 stopped: None,
             }),
         }
-        reconcile::begin_partition(tx, topic, *partition, start).await.context("entering a partition")?;
+        let first_day = first_day_of(bucket, survey, *partition, stand).await?;
+        reconcile::begin_partition(tx, topic, *partition, (start, first_day))
+            .await
+            .context("entering a partition")?;
     }
     partitions.sort_by_key(|p| p.partition);
     Ok(partitions)
+}
+
+/// The day from which on manifests name a partition that came after the backup. Those that are written say it; the
+/// next one that is written will name it.
+async fn first_day_of(
+    bucket: &Bucket,
+    survey: &Survey,
+    partition: i32,
+    stand: &TopicStand,
+) -> Result<i32, Failure> {
+    let mut next = stand.closed_day + 1;
+    for day in survey.manifests.iter().copied().filter(|day| *day > stand.closed_day) {
+        let (_, manifest) = bucket.manifest(day).await?;
+        if manifest.partitions.iter().any(|entry| entry.partition == partition) {
+            return Ok(day);
+        }
+        next = day + 1;
+    }
+    Ok(next)
 }
 
 /// An object below an export frontier that the ledger has not entered lies across others.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use apache_avro::Schema;
 
 use crate::command::{ClientContext, Failure};
 use crate::produce::schemas::value_subject;
@@ -22,9 +23,10 @@ enum Action {
     /// Say whether a schema goes with every registered version that the subject's mode makes count, and which
     /// field does not. Registers nothing. Ends with 0 if it goes, with 2 if not.
     Check(Which),
-    /// Register a schema, or find it registered; refuse it, with 2, if it does not go.
+    /// Register a schema, or find it registered; refuse it, with 2, if it does not go, with 65 if it is none.
     ///
-    /// Without a file: every version of the event's schema, oldest first.
+    /// Without a file: every version of the event's schema, oldest first. The subject gets the mode that the contract
+    /// wants for it.
     Register(Which),
 }
 
@@ -76,6 +78,10 @@ async fn register(which: &Which, client: &Client, cx: &ClientContext, path: &Pat
     let schema = read(path)?;
     let subject = which.subject(cx);
     let shown = path.display();
+    if let Err(error) = Schema::parse_str(&schema) {
+        return Err(Failure::BadEvents(format!("{shown} is no Avro schema: {error}")));
+    }
+    set_mode(which, client, &subject).await?;
     // What is there stays, whatever came after it: an old version need not go with the newest.
     if let Some(known) = client.look_up(&subject, &schema).await? {
         println!("{subject}: {shown} is version {}, schema {}", known.version, known.id);
@@ -92,6 +98,17 @@ async fn register(which: &Which, client: &Client, cx: &ClientContext, path: &Pat
     let known = client.look_up(&subject, &schema).await?;
     let known = known.context("the registry does not have what it has just registered")?;
     println!("{subject}: {shown} registered as version {}, schema {}", known.version, known.id);
+    Ok(())
+}
+
+/// What the contract wants the registry is to hold every producer to, also one that does not use this command.
+async fn set_mode(which: &Which, client: &Client, subject: &str) -> Result<(), Failure> {
+    let Some(wanted) = which.wanted_mode(subject)? else { return Ok(()) };
+    let (mode, is_own) = client.mode(subject).await?;
+    if mode != wanted || !is_own {
+        client.set_mode(subject, wanted).await?;
+        println!("{subject}: the mode is {} now, it was {}", wanted.as_str(), mode.as_str());
+    }
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use anyhow::Context;
 use crate::command::{ClientContext, Failure};
 use crate::topics::cluster::Cluster;
 use crate::topics::plan::{Change, TopicPlan, Verdict};
-use crate::topics::{Contract, Topic};
+use crate::topics::{Contract, Topic, is_legal_name};
 
 /// The topics of the contract in the cluster.
 #[derive(Debug, clap::Args)]
@@ -155,9 +155,8 @@ impl Which {
 
 fn parse_override(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, other)) if !name.is_empty() && !other.is_empty() => {
-            Ok((name.to_owned(), other.to_owned()))
-        }
+        Some((_, other)) if !is_legal_name(other) => Err(format!("`{other}` is no topic's name")),
+        Some((name, other)) if !name.is_empty() => Ok((name.to_owned(), other.to_owned())),
         _ => Err("must be NAME=OTHER".to_owned()),
     }
 }

@@ -43,24 +43,41 @@ impl Checks<'_> {
     }
 }
 
-/// The addresses that have no default.
-pub fn require(config: &Config, provenance: &Provenance) -> Result<(), ConfigError> {
+/// An address that has no default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Address {
+    Kafka,
+    Registry,
+    Postgres,
+}
+
+impl Address {
+    pub const ALL: [Address; 3] = [Address::Kafka, Address::Registry, Address::Postgres];
+}
+
+/// Of these addresses, none may be missing.
+pub fn require(config: &Config, provenance: &Provenance, addresses: &[Address]) -> Result<(), ConfigError> {
     let mut checks = Checks { provenance, problems: Vec::new() };
-    checks.that(
-        !config.kafka.bootstrap_servers.is_empty(),
-        &["kafka.bootstrap_servers"],
-        "is missing: give it as host:port, by FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS for instance",
-    );
-    checks.that(
-        !config.registry.url.is_empty(),
-        &["registry.url"],
-        "is missing: give it as http://host:port, by FEED_WORKER_REGISTRY__URL for instance",
-    );
-    checks.that(
-        !config.postgres.url.is_empty(),
-        &["postgres.url"],
-        "is missing: give it as postgres://user:password@host:port/database, by DATABASE_URL for instance",
-    );
+    for address in addresses {
+        let (is_there, key, problem) = match address {
+            Address::Kafka => (
+                !config.kafka.bootstrap_servers.is_empty(),
+                "kafka.bootstrap_servers",
+                "is missing: give it as host:port, by FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS for instance",
+            ),
+            Address::Registry => (
+                !config.registry.url.is_empty(),
+                "registry.url",
+                "is missing: give it as http://host:port, by FEED_WORKER_REGISTRY__URL for instance",
+            ),
+            Address::Postgres => (
+                !config.postgres.url.is_empty(),
+                "postgres.url",
+                "is missing: give it as postgres://user:password@host:port/database, by DATABASE_URL for instance",
+            ),
+        };
+        checks.that(is_there, &[key], problem);
+    }
     checks.finish()
 }
 

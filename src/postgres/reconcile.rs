@@ -4,6 +4,8 @@
 //!    worker that starts meanwhile waits, and then finds the ledger as it is to be.
 //! 2. Rows are added, never changed: a row that is there and is another one is for an operator.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use sqlx::postgres::{PgConnection, PgPoolOptions};
 use sqlx::{Executor, Postgres, Row, Transaction};
@@ -43,7 +45,14 @@ pub async fn begin(config: &Config) -> Result<Transaction<'static, Postgres>, sq
     let options = connect_options(config)?
         .application_name("feed-worker-reconcile")
         .options([("statement_timeout", "600000"), ("idle_in_transaction_session_timeout", "600000")]);
-    PgPoolOptions::new().max_connections(1).connect_with(options).await?.begin().await
+    let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);
+    PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(timeout)
+        .connect_with(options)
+        .await?
+        .begin()
+        .await
 }
 
 /// Takes the topic's row, which also keeps a second run of this command waiting. None: it has no row.
@@ -97,26 +106,30 @@ pub async fn signs_of_life(tx: &mut PgConnection, topic: &str) -> Result<(i64, O
     .await
 }
 
-/// Enters a partition that the backup did not have yet, as empty, at its first object; one that was
-/// entered since, but never owned by anybody, begins there too.
+/// Enters a partition that the backup did not have yet, as empty, at its first object and the first day whose manifest
+/// names it; one that was entered since, but never owned by anybody, begins there too.
 pub async fn begin_partition(
     tx: &mut PgConnection,
     topic: &str,
     partition: i32,
-    start: i64,
+    (start, first_day): (i64, i32),
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(
+    sqlx::query(concat!(
         "INSERT INTO partition_ledger AS l (topic, partition, epoch, owner, persist_frontier, persist_day,
-             export_frontier, closed_day, cluster_id, group_id)
-         SELECT topic, $2, 0, '', $3, closed_day + 1, $3, closed_day, cluster_id, group_id
+             export_frontier, closed_day, first_day, cluster_id, group_id)
+         SELECT topic, $2, 0, '', $3, closed_day + 1, $3, closed_day, ",
+        day!(4),
+        ", cluster_id, group_id
          FROM topic_ledger WHERE topic = $1
          ON CONFLICT (topic, partition) DO UPDATE
-         SET persist_frontier = excluded.persist_frontier, export_frontier = excluded.export_frontier
-         WHERE l.epoch = 0",
-    )
+         SET persist_frontier = excluded.persist_frontier, export_frontier = excluded.export_frontier,
+             first_day = excluded.first_day
+         WHERE l.epoch = 0"
+    ))
     .bind(topic)
     .bind(partition)
     .bind(start)
+    .bind(first_day)
     .execute(tx)
     .await
     .map(drop)

@@ -35,8 +35,9 @@ pub struct Opinion {
 }
 
 /// The registry answered, but not with what was asked for.
-#[derive(Debug)]
-struct Refusal {
+#[derive(Debug, thiserror::Error)]
+#[error("the registry says {message} ({status})")]
+pub struct Refusal {
     status: StatusCode,
     message: String,
 }
@@ -82,6 +83,13 @@ impl Client {
         Ok((mode(&found.map_err(|refusal| refusal.error("asking for the mode"))?)?, false))
     }
 
+    /// Makes a mode the subject's own.
+    pub async fn set_mode(&self, subject: &str, mode: Compatibility) -> anyhow::Result<()> {
+        let body = json!({ "compatibility": mode.as_str() });
+        let answer = self.send(Method::PUT, &["config", subject], Some(&body)).await?;
+        answer.map(drop).map_err(|refusal| refusal.error("setting the subject's mode"))
+    }
+
     /// Whether the schema goes with one version of the subject, under the subject's mode.
     pub async fn opinion(&self, subject: &str, version: u32, schema: &str) -> anyhow::Result<Opinion> {
         let path = ["compatibility", "subjects", subject, "versions", &version.to_string()];
@@ -120,6 +128,16 @@ impl Client {
         path: &[&str],
         schema: Option<&str>,
     ) -> anyhow::Result<Result<Value, Refusal>> {
+        let body = schema.map(|schema| json!({ "schema": schema }));
+        self.send(method, path, body.as_ref()).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: Option<&Value>,
+    ) -> anyhow::Result<Result<Value, Refusal>> {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -131,9 +149,8 @@ impl Client {
         if let Some((user, password)) = &self.auth {
             request = request.basic_auth(user, Some(password));
         }
-        if let Some(schema) = schema {
-            let body = json!({ "schema": schema }).to_string();
-            request = request.header("Content-Type", CONTENT_TYPE).body(body);
+        if let Some(body) = body {
+            request = request.header("Content-Type", CONTENT_TYPE).body(body.to_string());
         }
         let answer = request.send().await.context("the registry does not answer")?;
         let status = answer.status();
@@ -148,8 +165,13 @@ impl Client {
 }
 
 impl Refusal {
-    fn error(&self, doing: &str) -> anyhow::Error {
-        anyhow::anyhow!("{doing}: the registry says {} ({})", self.message, self.status)
+    fn error(self, doing: &'static str) -> anyhow::Error {
+        anyhow::Error::from(self).context(doing)
+    }
+
+    /// It could not answer, or not now: it says nothing about what was asked.
+    pub fn is_outage(&self) -> bool {
+        self.status.is_server_error() || self.status == StatusCode::TOO_MANY_REQUESTS
     }
 }
 

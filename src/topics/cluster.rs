@@ -60,14 +60,16 @@ impl Cluster {
             self.validate(&plan.topic).await?;
         }
         for plan in plans {
+            if plan.wants(&Change::Create) {
+                self.create(&plan.topic).await?;
+            }
+            // Partitions last: they cannot be taken away again if something before them fails.
+            self.set(plan).await?;
             for change in plan.differences() {
-                match change {
-                    Change::Create => self.create(&plan.topic).await?,
-                    Change::Raise { want, .. } => self.raise(&plan.topic.name, *want).await?,
-                    _ => {}
+                if let Change::Raise { want, .. } = change {
+                    self.raise(&plan.topic.name, *want).await?;
                 }
             }
-            self.set(plan).await?;
         }
         self.settle(plans).await
     }

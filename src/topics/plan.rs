@@ -233,6 +233,10 @@ fn loses_records(key: &str, have: Option<&str>, want: &str) -> Option<&'static s
             is_shorter.then_some("what is older or more than that is deleted at once")
         }
         "cleanup.policy" => Some("another policy deletes records that the one before kept"),
+        "unclean.leader.election.enable" if want == "true" => {
+            Some("a broker that lags behind may become leader, and what it lacks is lost")
+        }
+        "remote.storage.enable" if want == "false" => Some("what lies in the remote storage is deleted"),
         _ => None,
     }
 }

@@ -9,12 +9,16 @@ from datetime import UTC, datetime, timedelta
 
 import boto3
 import botocore.config
+import psycopg
+import pyarrow
+import pyarrow.parquet
 import pytest
 from checker import __main__ as command
 from checker import row as rows
 from checker.environment import settings
 from checker.run import check
 
+from harness import ROOT
 from judges import audit, audit_kinds
 from planted import PLANTED
 from planted.dead_letters import dead_letter_of_row
@@ -221,6 +225,64 @@ def test_dropped_day_is_not_called_well(stack, s3):
         assert any(world.days[0] in line for line in report["not_checked"]), text
     code, report, text = verdict(PLANTED["wrong hash in the object's metadata only"])
     assert (code, audit_kinds(report)) == (2, {"mismatch"}), text
+
+
+READER = "audit_reader_of_tests"
+
+
+def test_whoever_may_only_read_can_audit_what_was_dropped(stack, s3):
+    """The rights of docs/policies: the tables, and not the partitions under them."""
+    world = World(stack, age_days=5)
+    world.rows = [row for row in world.rows if rows.day_of(row["recorded_ms"]) != world.days[0]]
+    arguments = told(stack, world, s3)
+    url = arguments.database_url
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP ROLE IF EXISTS {READER}")
+        connection.execute(f"CREATE ROLE {READER} LOGIN PASSWORD 'reader'")
+        connection.execute(f"GRANT USAGE ON SCHEMA public TO {READER}")
+        grants = (ROOT / "docs/policies/postgres-grants.sql").read_text()
+        (grant,) = (line for line in grants.splitlines() if line.endswith("TO feed_reader;"))
+        connection.execute(grant.replace("feed_reader", READER))
+    host = url.rpartition("@")[2]
+    arguments.database_url = f"postgres://{READER}:reader@{host}"
+    try:
+        code, report, text = audit(stack, arguments, "--set", "day.retention_days=2")
+        assert (code, report["findings"], report["complete"]) == (0, {}, False), text
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"DROP OWNED BY {READER}")
+            connection.execute(f"DROP ROLE {READER}")
+        world.remove_database(url)
+
+
+def test_nothing_to_audit_is_not_well(case):
+    """Tables that were just made, a topic with records, nobody has run: there is no verdict to give."""
+    assert case.run("migrate").returncode == 0
+    done = case.run("audit")
+    assert done.returncode == 66 and "the ledger has no topic" in done.stderr, done.stdout + done.stderr
+
+
+def test_user_ids_are_not_told(stack, world, s3, tmp_path):
+    """A file that spells a user's id otherwise is a finding; the id itself stands in no report."""
+    arguments = told(stack, world.copy(), s3)
+    bucket = stack.env["FEED_WORKER_S3__BUCKET"]
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix=arguments.prefix + "/")["Contents"]
+    key = next(entry["Key"] for entry in listed if entry["Key"].endswith(".parquet"))
+    found = s3.get_object(Bucket=bucket, Key=key)
+    path = tmp_path / "file.parquet"
+    path.write_bytes(found["Body"].read())
+    table = pyarrow.parquet.read_table(path)
+    shouted = [value.upper() for value in table.column("user_id").to_pylist()]
+    at = table.schema.get_field_index("user_id")
+    table = table.set_column(at, table.schema.field(at), pyarrow.array(shouted))
+    pyarrow.parquet.write_table(table, path, compression="zstd", store_schema=False)
+    s3.delete_object(Bucket=bucket, Key=key)
+    s3.put_object(Bucket=bucket, Key=key, Body=path.read_bytes(), Metadata=found["Metadata"])
+    code, report, text = audit(stack, arguments)
+    world.remove_database(arguments.database_url)
+    assert code == 2 and "user_id at offset" in json.dumps(report), text
+    told_of = [value for value in shouted if value in text or value.lower() in text]
+    assert not told_of, text
 
 
 def test_produced_list_is_held_against_the_topic(stack, world, s3):

@@ -98,3 +98,77 @@ def test_wrong_arguments_are_64(case):
     """Not 2, which says that something was compared and differs."""
     assert case.run("run", "--no-such-flag").returncode == 64
     assert case.run("topics").returncode == 64
+
+
+MISSING = {  # command → each address that it cannot do without
+    "lag": ("kafka.bootstrap_servers", "postgres.url"),
+    "audit": ("kafka.bootstrap_servers", "postgres.url", "registry.url"),
+    "audit --day 2026-01-01": ("postgres.url",),
+    "migrate": ("postgres.url",),
+    "maintain": ("postgres.url",),
+    "ledger show": ("postgres.url",),
+    "rejects accept --reason none": ("postgres.url",),
+    "exports verify": ("postgres.url",),
+    "topics plan": ("kafka.bootstrap_servers",),
+    "schemas check": ("registry.url",),
+    "produce --count 1": ("kafka.bootstrap_servers", "registry.url"),
+    "produce --count 1 --json-share 1": ("kafka.bootstrap_servers",),
+    "produce --file x --encoding avro": ("kafka.bootstrap_servers", "registry.url"),
+}
+VARIABLES = {
+    "kafka.bootstrap_servers": "KAFKA__BOOTSTRAP_SERVERS",
+    "postgres.url": "_DATABASE_URL",
+    "registry.url": "REGISTRY__URL",
+}
+
+
+@pytest.mark.parametrize("command", MISSING)
+def test_missing_address_is_64_and_named(case, command):
+    for key, variable in VARIABLES.items():
+        if key in MISSING[command]:
+            done = case.run(*command.split(), **{variable: ""})
+            assert done.returncode == 64 and key in done.stderr, done.stdout + done.stderr
+
+
+AWAY = {  # nobody listens there
+    "_DATABASE_URL": "postgres://nobody@127.0.0.1:1/nothing",
+    "KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    "REGISTRY__URL": "http://127.0.0.1:1",
+    "S3__ENDPOINT": "http://127.0.0.1:1",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [
+        ("migrate", "_DATABASE_URL"),
+        ("maintain", "_DATABASE_URL"),
+        ("ledger show", "_DATABASE_URL"),
+        ("ledger reconcile --reason none", "_DATABASE_URL"),
+        ("rejects accept --reason none", "_DATABASE_URL"),
+        ("lag", "_DATABASE_URL"),
+        ("lag", "KAFKA__BOOTSTRAP_SERVERS"),
+        ("exports verify", "_DATABASE_URL"),
+        ("exports verify", "S3__ENDPOINT"),
+        ("produce --count 1", "REGISTRY__URL"),
+    ],
+)
+def test_server_that_is_away_is_75(case, command, variable):
+    """Nothing is to be corrected: try again later."""
+    assert case.run("migrate").returncode == 0
+    if command == "exports verify" and variable == "S3__ENDPOINT":
+        case.query(
+            "INSERT INTO topic_ledger (topic, cluster_id, group_id, closed_day, success_day)"
+            " VALUES (%s, '', '', '2026-01-01', '2026-01-01') RETURNING 1",
+            (case.topic,),
+        )
+    done = case.run(*command.split(), POSTGRES__CONNECT_TIMEOUT_MS=1000, **{variable: AWAY[variable]})
+    assert done.returncode == 75, done.stdout + done.stderr
+
+
+def test_flags_that_contradict_each_other_are_64(case):
+    for words in ("--file x --seed 3", "--file x --warm-up 1s", "--count 1 --encoding avro", "--count 1 --allow-bad 3"):
+        done = case.run("produce", *words.split())
+        assert done.returncode == 64 and ("cannot be used with" in done.stderr or "--file" in done.stderr), done.stderr
+    done = case.run("topics", "plan", "--topic-override", "feed.interactions.v1=no name")
+    assert done.returncode == 64 and "no topic's name" in done.stderr, done.stderr

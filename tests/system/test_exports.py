@@ -3,6 +3,7 @@ very bytes back from the table, and nothing is ever overwritten."""
 
 import base64
 import hashlib
+from datetime import date, timedelta
 
 import psycopg
 import pytest
@@ -66,6 +67,26 @@ def test_both_checkers_find_a_real_run_clean(crossing):
             assert '"complete": true' in text
         assert verify(case) == (0, [])
         assert verify(case, "--quick") == (0, [])
+
+
+def test_day_before_the_ledger_is_not_called_well(crossing):
+    before = (date.fromisoformat(crossing.day) - timedelta(days=1)).isoformat()
+    for case in (crossing.busy, crossing.quiet):
+        for words in (["exports", "verify"], ["exports", "rebuild"], ["audit"]):
+            done = case.run(*words, "--day", before)
+            assert done.returncode == 66 and f"begins on {crossing.day}" in done.stderr, done.stdout + done.stderr
+
+
+def test_mark_of_a_day_without_rows_is_missed(crossing):
+    """The ledger begins with the partitions' first day, not with the first file."""
+    case, day = crossing.quiet, crossing.day
+    case.objects.delete(f"{case.prefix}/{day}/_SUCCESS")
+    case.objects.delete(f"{case.prefix}/{day}/_manifest.json")
+    try:
+        code, text = audit(case)
+        assert code == 2 and "lost-write" in text and f"{day}/_SUCCESS" in text, text
+    finally:
+        assert rebuild(case, day)[0] == 0
 
 
 def test_half_a_day_deleted(crossing, closed):

@@ -454,9 +454,10 @@ def test_revoke_while_a_batch_is_on_its_way(case):
             workers.append(case.start(f"guest-{number}"))
             case.wait(lambda: len(case.owned(workers[-1])) >= 2, "the guest to get its share", 30)
             print(f"{time.monotonic() - asked_at:.1f} s from start to share")
+        # Three share six: two have stayed where they were, the others have had another owner.
         case.wait(
-            lambda: all(len(epochs) > 1 for epochs in watch.epochs.values()) or len(watch.epochs) == 6,
-            "the partitions to have moved",
+            lambda: len(watch.epochs) == 6 and sum(len(epochs) > 1 for epochs in watch.epochs.values()) >= 4,
+            lambda: f"the partitions to have moved: {watch.epochs}",
         )
         execute(case, "DROP TRIGGER slow ON user_interactions")
     assert watch.regressions == []
@@ -466,12 +467,12 @@ def test_revoke_while_a_batch_is_on_its_way(case):
 def test_revoke_does_not_wait_for_a_batch_that_hangs(case):
     """The lock on one partition's row is held for long: the joining worker still gets its share in time."""
     generator = generate.Generator(111)
-    env = {"POSTGRES__STATEMENT_TIMEOUT_MS": 30_000, "POSTGRES__DEADLINE_MS": 40_000}
+    env = {"POSTGRES__STATEMENT_TIMEOUT_MS": 120_000, "POSTGRES__DEADLINE_MS": 130_000}
     first = case.start_ready("first", **env)
     case.produce(generator.valid() for _ in range(600))
     case.wait_drained()
     migrated(case)
-    execute(case, "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(20); RETURN NULL; END $$",
+    execute(case, "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(90); RETURN NULL; END $$",
             "CREATE TRIGGER hang AFTER INSERT ON user_interactions FOR EACH STATEMENT EXECUTE FUNCTION hang()")
     for partition in range(case.partitions):
         case.produce((generator.valid() for _ in range(50)), partition=partition)
@@ -482,10 +483,9 @@ def test_revoke_does_not_wait_for_a_batch_that_hangs(case):
     case.wait(lambda: case.query(sleeping)[0][0] >= 2, "both lanes to hang")
     asked_at = time.monotonic()
     second = case.start("second", **env)
-    case.wait(lambda: second.health()[0] == 200, "the second to have joined", 15)
-    took_s = time.monotonic() - asked_at
-    print(f"{took_s:.1f} s")
-    assert took_s < 12
+    # Half of the time for which the batch hangs; a revocation that waited for it would take all of that.
+    case.wait(lambda: second.health()[0] == 200, "the second to have joined", 45)
+    print(f"{time.monotonic() - asked_at:.1f} s")
     end_sessions(case)
     with session(case, autocommit=True) as other:
         harness.wait_until(lambda: drop_trigger(other, case), "the trigger dropped", 20)

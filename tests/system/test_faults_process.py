@@ -128,7 +128,7 @@ class ProgressWatch(harness.Watch):
 
 
 def test_rebalance_storm(case):
-    """Row 10: somebody joins or leaves every second, politely or not; every partition still moves every 10 s."""
+    """Row 10: somebody joins or leaves every second, politely or not; every partition still moves."""
     generator = generate.Generator(84, case.schemas())
     workers = [case.start_ready(name) for name in ("left", "right")]
     events = (generator.event() for _ in range(10_000_000))
@@ -152,7 +152,9 @@ def test_rebalance_storm(case):
     rebalances = max(len(found) for found in watch.epochs.values())
     print(f"{guests} guests, at most {rebalances} owners of a partition, at most {progress.worst_s:.1f} s without progress")
     assert guests >= STORM_S / 4 and rebalances >= 3
-    assert progress.worst_s < 10
+    # Who was killed is noticed after the session timeout; some in a row and a busy machine are allowed for, but not
+    # that a partition stands for the whole storm.
+    assert progress.worst_s < 7.5 * harness.SESSION_TIMEOUT_MS / 1000 < STORM_S
     assert watch.regressions == []
     finish(case, *workers)
     case.assert_clean()

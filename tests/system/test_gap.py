@@ -43,6 +43,10 @@ def test_retention_overtook_a_partition(case):
     case.wait(lambda: len(case.owned(other)) > 0, "the second worker to take part")
     assert case.frontiers()[0][0] == 300
 
+    # Nobody has read them, and nobody can: that is not well until an operator has said so.
+    audit = case.run("audit")
+    assert audit.returncode == 2 and "/0@[300, 450): the topic no longer has them" in audit.stdout, audit.stdout + audit.stderr
+
     done = case.run("ledger", "accept-gap", "--partition", "0", "--to", "450", "--reason", "retention was too short")
     assert done.returncode == 0, done.stderr
     case.wait_drained()
@@ -54,6 +58,8 @@ def test_retention_overtook_a_partition(case):
     # 150 records of partition 0 are in no sink, by decision.
     summary = case.assert_clean(produced=False)
     assert summary["produced"] == 5 * 600 + 150
+    audit = case.run("audit")
+    assert audit.returncode == 0 and "accepted gap: partition 0 [300, 450)" in audit.stdout, audit.stdout + audit.stderr
 
 
 def test_topic_was_created_anew(case):

@@ -1,7 +1,14 @@
 """`feed-worker lag` beside Kafka's own tool: the same numbers, also when nobody is alive."""
 
 import json
+import signal
 import subprocess
+import threading
+import time
+
+import psycopg
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 import generate
 
@@ -80,3 +87,85 @@ def test_nobody_has_ever_run(case):
     done, partitions = lag(case, "--seconds-max", "86400")
     assert done.returncode == 0
     assert sum(p["persist_records"] for p in partitions) == 30 and {p["owner"] for p in partitions} == {None}
+
+
+def statuses(partitions):
+    return {p["partition"]: p["status"] for p in partitions}
+
+
+def test_frontier_outside_of_the_topic_is_no_small_lag(case):
+    """Retention overtakes a frontier; then the topic is created anew: neither is a lag of so and so many records."""
+    generator = generate.Generator(24)
+    worker = case.start_ready("worker")
+    for partition in (0, 1):
+        case.produce((generator.event() for _ in range(50)), partition=partition)
+    case.wait_drained()
+    assert worker.stop() == 0, case.why()
+    done, partitions = lag(case, "--records-max", "0")
+    assert done.returncode == 0 and set(statuses(partitions).values()) == {"OK"}, done.stdout
+
+    case.produce((generator.event() for _ in range(50)), partition=0)
+    admin = AdminClient({"bootstrap.servers": case.bootstrap})
+    for future in admin.delete_records([TopicPartition(case.topic, 0, 100)]).values():
+        future.result(20)
+    case.wait(lambda: case.watermarks()[0] == (100, 100), "the records to be gone")
+    done, partitions = lag(case, "--records-max", "1000000")
+    assert done.returncode == 2 and "partitions 0" in done.stderr, done.stdout + done.stderr
+    assert statuses(partitions) == {0: "GAP"} | dict.fromkeys(range(1, 6), "OK")
+    assert "gone unread: [50, 100)" in case.run("lag").stdout
+
+    admin.delete_topics([case.topic])[case.topic].result(20)
+    case.wait(lambda: case.topic not in admin.list_topics(timeout=10).topics, "the topic to go")
+    case.create_topic(case.topic, case.partitions, {"message.timestamp.type": "LogAppendTime"})
+    case.produce((generator.event() for _ in range(10)), partition=0)
+    done, partitions = lag(case, "--seconds-max", "86400")
+    assert done.returncode == 2 and "partitions 0, 1" in done.stderr, done.stdout + done.stderr
+    assert statuses(partitions) == {0: "AHEAD", 1: "AHEAD"} | dict.fromkeys(range(2, 6), "OK")
+    assert case.run("lag").returncode == 0, "without a threshold it only tells"
+
+
+def test_first_record_after_a_quiet_time_is_no_stop(stack, make_case):
+    """Nobody touches a partition to which nothing comes; what counts is how long a record has waited."""
+    case = make_case(stack, topic_config={"message.timestamp.type": "CreateTime"})
+    worker = case.start_ready("worker", KAFKA__ALLOW_CREATE_TIME="true")
+    producer = case.producer()
+    event = generate.Generator(25).event()
+    for partition in (0, 1):
+        case.send(producer, event, partition=partition)
+    assert producer.flush(30) == 0
+    case.wait_drained()
+    assert worker.stop() == 0, case.why()
+    case.query("UPDATE partition_ledger SET updated_at = updated_at - interval '1 hour' RETURNING 1")
+    assert set(statuses(lag(case)[1]).values()) == {"OK"}
+    case.send(producer, event, partition=0)
+    case.send(producer, event, partition=1, timestamp=int((time.time() - 3600) * 1000))
+    assert producer.flush(30) == 0
+    assert statuses(lag(case)[1]) == {1: "STOP"} | dict.fromkeys((0, 2, 3, 4, 5), "OK")
+
+
+def test_watching_goes_on_after_a_hiccup(case):
+    assert case.run("migrate").returncode == 0
+    looks, told = [], []
+    watching = subprocess.Popen(
+        [case.program, "lag", "--json", "--watch", "1"], env=case.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    readers = [
+        threading.Thread(target=lambda: looks.extend(iter(watching.stdout.readline, "")), daemon=True),
+        threading.Thread(target=lambda: told.extend(iter(watching.stderr.readline, "")), daemon=True),
+    ]
+    try:
+        for reader in readers:
+            reader.start()
+        case.wait(lambda: looks, "the first look")
+        with psycopg.connect(case.database_url, autocommit=True) as connection:
+            connection.execute("ALTER TABLE partition_ledger RENAME TO away")
+            case.wait(lambda: any("trying again" in line for line in told), lambda: f"to be told of it: {told}")
+            assert watching.poll() is None
+            connection.execute("ALTER TABLE away RENAME TO partition_ledger")
+        before = len(looks)
+        case.wait(lambda: len(looks) > before + 1, "more looks")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 0, told
+    finally:
+        watching.kill()
+        watching.wait()

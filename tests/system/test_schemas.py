@@ -139,7 +139,13 @@ def test_the_committed_schemas_are_held_to_the_contract_and_to_the_worker(pipeli
         code, out, err = pipeline.run("register", subject=subject)
         assert code == 0 and out.count("is version" if _ else "registered as version") == 2, out + err
     code, out, err = pipeline.run("check", subject=subject)
-    assert code == 0 and "it is version 2" in out and "topics.yaml wants FULL_TRANSITIVE" in out, out + err
+    # The registry holds everybody to what the contract wants, also who does not ask here.
+    assert code == 0 and "it is version 2" in out and "2 versions, FULL_TRANSITIVE (of the subject)" in out, out + err
+    assert pipeline.registry.call("GET", f"/config/{subject}")[1]["compatibilityLevel"] == "FULL_TRANSITIVE"
+    pipeline.registry.call("PUT", f"/config/{subject}", {"compatibility": "BACKWARD"})
+    code, out, err = pipeline.run("check", subject=subject)
+    assert code == 0 and "topics.yaml wants FULL_TRANSITIVE" in out, out + err
+    assert pipeline.registry.call("GET", f"/config/{subject}")[1]["compatibilityLevel"] == "BACKWARD", "check sets nothing"
     current = json.loads((SCHEMA_FOLDER / "interaction.avsc").read_text())
     required = {**current, "fields": current["fields"] + [field("device", "string")]}
     path = pipeline.folder / "required.avsc"
@@ -156,6 +162,8 @@ def test_the_committed_schemas_are_held_to_the_contract_and_to_the_worker(pipeli
 def test_what_is_no_schema_and_what_is_no_registry(pipeline):
     code, out, _ = pipeline.on("check", {"type": "nope"})
     assert code == 2 and "no Avro schema" in out, out
+    code, out, err = pipeline.on("register", {"type": "nope"})
+    assert code == 65 and "no Avro schema" in err and not pipeline.versions(), out + err
     pipeline.registry = Registry("http://127.0.0.1:1")
     code, _, err = pipeline.on("check", FIRST)
-    assert code == 70 and "does not answer" in err, err
+    assert code == 75 and "does not answer" in err, err

@@ -58,10 +58,26 @@ pub(super) struct Day {
     pub success_state: State,
     pub extra: Vec<String>,
     keys: (String, String),
+    is_closed: bool,
 }
 
 impl Day {
+    /// Ledger and bucket are not read at one moment. What an open day has too much may be a day that was closed in
+    /// between: so it is looked at again before it is told.
     pub async fn look(
+        outside: &Outside,
+        connection: &mut PgConnection,
+        day: i32,
+        quick: bool,
+    ) -> Result<Self, Failure> {
+        let found = Self::look_once(outside, connection, day, quick).await?;
+        if found.is_closed || found.faults().is_empty() {
+            return Ok(found);
+        }
+        Self::look_once(outside, connection, day, quick).await
+    }
+
+    async fn look_once(
         outside: &Outside,
         connection: &mut PgConnection,
         day: i32,
@@ -115,7 +131,7 @@ impl Day {
                 !known.contains(key) && *key != keys.0 && *key != keys.1 && (closed || !is_next(key))
             })
             .collect();
-        Ok(Day { day, files, manifest, manifest_state, success_state, extra, keys })
+        Ok(Day { day, files, manifest, manifest_state, success_state, extra, keys, is_closed: closed })
     }
 
     /// Every object of the day with its state, in the order in which they must be written.

@@ -13,11 +13,11 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::display::{Display, Figures};
-use super::{Common, parse_duration};
-use crate::command::{ClientContext, Failure, INTERRUPTED};
+use super::{Common, parse_duration, watch};
+use crate::command::{ClientContext, Failure};
 use crate::produce::avro::Encoder;
 use crate::produce::backfill::bad_lines::BadLine;
-use crate::produce::backfill::{self, Format, Job, Outcome};
+use crate::produce::backfill::{self, Format, Job, Outcome, Refused};
 use crate::produce::report::{Deliveries, Report};
 use crate::produce::schemas;
 use crate::subjects::client::Client;
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE|-")]
     file: Option<PathBuf>,
     /// As what the events are sent.
-    #[arg(long, value_enum, default_value_t = Wanted::Json)]
+    #[arg(long, value_enum, default_value_t = Wanted::Json, requires = "file")]
     encoding: Wanted,
     /// Journal to go on from and to write. Unless said: FILE.progress. Standard input has none unless it is said
     /// here; then the same input has to be piped again.
@@ -40,10 +40,10 @@ pub struct Args {
     #[arg(long, value_name = "BAD", requires = "file")]
     bad_lines: Option<PathBuf>,
     /// How many bad lines are no reason to end with 65, or `all`.
-    #[arg(long, value_name = "N|all", default_value = "0")]
+    #[arg(long, value_name = "N|all", default_value = "0", requires = "file")]
     allow_bad: Allowed,
     /// Before going on after a kill, wait until the broker has taken nothing of the earlier run for so long.
-    #[arg(long, value_parser = parse_duration, default_value = "3s", value_name = "DURATION")]
+    #[arg(long, value_parser = parse_duration, default_value = "3s", value_name = "DURATION", requires = "file")]
     settle: Duration,
 }
 
@@ -91,6 +91,10 @@ impl Args {
         self.file.as_deref()
     }
 
+    pub fn needs_registry(&self) -> bool {
+        self.encoding == Wanted::Avro
+    }
+
     fn is_stdin(&self) -> bool {
         self.path() == Some(Path::new("-"))
     }
@@ -117,7 +121,12 @@ impl Args {
     }
 }
 
-pub async fn run(args: Args, common: &Common, cx: &ClientContext) -> Result<(), Failure> {
+pub async fn run(
+    args: Args,
+    common: &Common,
+    cx: &ClientContext,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), Failure> {
     let (input, bytes) = args.open()?;
     let journal = args.beside(args.resume.as_ref(), ".progress");
     if journal.is_none() && !common.quiet {
@@ -135,7 +144,7 @@ pub async fn run(args: Args, common: &Common, cx: &ClientContext) -> Result<(), 
     };
     let bad_lines = job.bad_lines.clone();
     let deliveries = Arc::new(Deliveries::new(None)?);
-    let (outcome, interrupted) = send(job, bytes, common, cx, &deliveries).await?;
+    let (outcome, interrupted) = send(job, bytes, common, cx, &deliveries, stop).await?;
     let delivery = deliveries.report(None)?;
     let report = FileReport {
         lines: outcome.lines,
@@ -158,34 +167,23 @@ async fn send(
     common: &Common,
     cx: &ClientContext,
     deliveries: &Arc<Deliveries>,
+    stop: &Arc<AtomicBool>,
 ) -> Result<(Outcome, bool), Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
     let read_bytes = Arc::new(AtomicU64::new(0));
-    let mut sending = {
-        let (deliveries, stop) = (Arc::clone(deliveries), Arc::clone(&stop));
+    let sending = {
+        let (deliveries, stop) = (Arc::clone(deliveries), Arc::clone(stop));
         let (config, read_bytes) = (cx.kafka.clone(), Arc::clone(&read_bytes));
         tokio::task::spawn_blocking(move || backfill::run(job, &config, &deliveries, &read_bytes, &stop))
     };
-    let mut display = Display::new(common, bytes);
     let figures = || Figures { done: read_bytes.load(Ordering::Relaxed), delivered: deliveries.delivered() };
-    let mut ticks = tokio::time::interval(display.interval());
-    let mut interrupted = false;
-    let sent = loop {
-        tokio::select! {
-            sent = &mut sending => break sent,
-            _ = ticks.tick() => display.show(figures()),
-            _ = tokio::signal::ctrl_c() => {
-                // Whoever asks twice does not want to wait for the broker, or for standard input.
-                if interrupted {
-                    std::process::exit(INTERRUPTED);
-                }
-                interrupted = true;
-                stop.store(true, Ordering::Relaxed);
-            }
-        }
-    };
-    display.finish(figures());
-    Ok((sent.context("the sending thread ended abnormally")??, interrupted))
+    let (sent, interrupted) = watch(sending, Display::new(common, bytes), figures, stop).await;
+    match sent {
+        Ok(outcome) => Ok((outcome, interrupted)),
+        Err(error) => match error.downcast::<Refused>() {
+            Ok(Refused(why)) => Err(Failure::Ledger(why)),
+            Err(error) => Err(error.into()),
+        },
+    }
 }
 
 async fn format(wanted: Wanted, cx: &ClientContext) -> anyhow::Result<Format> {

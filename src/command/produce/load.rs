@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
 
 use super::display::{Display, Figures};
-use super::{Common, create, parse_duration};
-use crate::command::{ClientContext, Failure, INTERRUPTED};
+use super::{Common, create, parse_duration, watch};
+use crate::command::{ClientContext, Failure};
 use crate::produce::generator::{Generator, Settings};
 use crate::produce::report::Deliveries;
 use crate::produce::schemas;
@@ -35,33 +35,33 @@ pub struct Args {
     closed_loop: bool,
     /// Do not measure what is meant to be sent in this time, while the producer's first connections and
     /// its id are fetched.
-    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "DURATION")]
+    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "DURATION", conflicts_with = "file")]
     warm_up: Duration,
     /// Picks the events: the same seed gives the same events, apart from their timestamps.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "file")]
     seed: u64,
     /// Index of the first event, to go on where an earlier run of the same seed ended.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "file")]
     first: u64,
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, conflicts_with = "file")]
     users: u64,
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 5_000, conflicts_with = "file")]
     videos: u64,
     /// Clusters that users and videos belong to: what a recommender has to find.
-    #[arg(long, default_value_t = 25)]
+    #[arg(long, default_value_t = 25, conflicts_with = "file")]
     tastes: u64,
     /// Share of the valid events that are JSON; the others are Avro.
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.2, conflicts_with = "file")]
     json_share: f64,
     /// Share of the Avro events that are written with the first version of the schema.
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.2, conflicts_with = "file")]
     avro_v1_share: f64,
     /// Share of planted bad records, every kind in turn.
     #[arg(long, default_value_t = 0.0, conflicts_with = "file")]
     bad_share: f64,
     /// How long librdkafka waits for more records to send together. Shorter than the broker's round trip,
     /// its threads spin (docs/producing.md).
-    #[arg(long, value_name = "MS", default_value_t = 10)]
+    #[arg(long, value_name = "MS", default_value_t = 10, conflicts_with = "file")]
     linger_ms: u32,
     /// Write a line of JSON for each delivered record: partition, offset, kind (valid or bad), reason.
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
@@ -73,13 +73,21 @@ impl Args {
     pub fn duration(&self) -> Option<Duration> {
         self.duration
     }
+
+    pub fn needs_registry(&self) -> bool {
+        self.json_share < 1.0
+    }
 }
 
-pub async fn run(args: Args, common: &Common, cx: &ClientContext) -> Result<(), Failure> {
+pub async fn run(
+    args: Args,
+    common: &Common,
+    cx: &ClientContext,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), Failure> {
     let generator = generator(&args, cx).await?;
     let list = args.record.as_deref().map(create).transpose()?;
     let deliveries = Arc::new(Deliveries::new(list)?);
-    let stop = Arc::new(AtomicBool::new(false));
     let pace = Pace {
         first: args.first,
         count: args.count,
@@ -89,8 +97,8 @@ pub async fn run(args: Args, common: &Common, cx: &ClientContext) -> Result<(), 
         warm_up: args.warm_up,
         is_canary: false,
     };
-    let mut sending = {
-        let (deliveries, stop) = (Arc::clone(&deliveries), Arc::clone(&stop));
+    let sending = {
+        let (deliveries, stop) = (Arc::clone(&deliveries), Arc::clone(stop));
         let config = sender::producer_config(&cx.kafka, args.linger_ms);
         let topic = cx.topic.clone();
         tokio::task::spawn_blocking(move || {
@@ -98,28 +106,11 @@ pub async fn run(args: Args, common: &Common, cx: &ClientContext) -> Result<(), 
         })
     };
     let total = args.count.or_else(|| Some((common.rate? * args.duration?.as_secs_f64()) as u64));
-    let mut display = Display::new(common, total);
     let figures = || Figures { done: deliveries.delivered(), delivered: deliveries.delivered() };
-    let mut ticks = tokio::time::interval(display.interval());
-    let mut interrupted = false;
-    let sent = loop {
-        tokio::select! {
-            sent = &mut sending => break sent,
-            _ = ticks.tick() => display.show(figures()),
-            _ = tokio::signal::ctrl_c() => {
-                // Whoever asks twice does not want to wait for the broker, or for standard input.
-                if interrupted {
-                    std::process::exit(INTERRUPTED);
-                }
-                interrupted = true;
-                stop.store(true, Ordering::Relaxed);
-            }
-        }
-    };
-    display.finish(figures());
+    let (sent, interrupted) = watch(sending, Display::new(common, total), figures, stop).await;
     let report = deliveries.report(Some(args.seed)).context("writing the list of records")?;
     common.publish(&report.text(), &report)?;
-    sent.context("the sending thread ended abnormally")??;
+    sent?;
     if let Some(error) = &report.first_error {
         return Err(anyhow::anyhow!("{} records were not delivered: {error}", report.failed).into());
     }
@@ -139,12 +130,11 @@ async fn generator(args: &Args, cx: &ClientContext) -> anyhow::Result<Generator>
         avro_v1_share: args.avro_v1_share,
         bad_share: args.bad_share,
     };
-    // JSON alone needs no registry.
-    let schemas = if args.json_share >= 1.0 {
-        None
-    } else {
+    let schemas = if args.needs_registry() {
         let registry = schemas::registry(&cx.registry_url, cx.registry_auth.as_ref())?;
         Some(schemas::for_generator(&registry, &cx.topic, args.bad_share > 0.0).await?)
+    } else {
+        None
     };
     Generator::new(settings, schemas)
 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use super::refused;
 use crate::command::Failure;
 use crate::config::Config;
-use crate::export::manifest::{manifest_key, parse_file_key, success_key};
+use crate::export::file::Claim;
+use crate::export::manifest::{Manifest, manifest_key, parse_file_key, success_key};
 use crate::export::object::{ObjectStore, S3, StoreErrorKind, StoreFuture};
 use crate::retry::Backoff;
 use crate::row::{day_text, parse_day};
@@ -29,16 +30,6 @@ pub(super) struct Object {
     pub day: i32,
     pub partition: i32,
     pub first_offset: i64,
-}
-
-/// What an object's metadata says of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub next_offset: i64,
-    pub rows: u64,
-    pub row_hash: String,
-    pub epoch: i64,
-    pub bytes: u64,
 }
 
 /// All that the bucket has of the days that are not finished in the ledger.
@@ -94,34 +85,30 @@ impl Bucket {
         Ok(survey)
     }
 
-    /// Reads what an object says of itself, and holds it against its key.
-    pub async fn claim(&self, object: &Object) -> Result<Claim, Failure> {
+    /// Reads what an object says of itself, and holds it against its key; with its size.
+    pub async fn claim(&self, object: &Object) -> Result<(Claim, u64), Failure> {
         let key = &object.key;
         let info = insist(|| self.store.head(key)).await?;
         let info = info.ok_or_else(|| refused(format!("{key} was listed, but is not there")))?;
-        let text = |name: &str| {
-            let value = info.metadata.get(name).map(String::as_str);
-            value.ok_or_else(|| refused(format!("{key} was not written by this program: it says no {name}")))
-        };
-        let number = |name: &str| {
-            let text = text(name)?;
-            text.parse::<i64>().map_err(|_| refused(format!("{key} says `{text}` as its {name}")))
-        };
-        let said = (text("topic")?, number("partition")?, number("first-offset")?);
-        if said != (self.topic.as_str(), i64::from(object.partition), object.first_offset) {
-            return Err(refused(format!("{key} says that it is {said:?}, which its key does not")));
+        let claim = Claim::read(&info.metadata);
+        let claim = claim.ok_or_else(|| {
+            refused(format!("{key} was not written by this program: its metadata is {:?}", info.metadata))
+        })?;
+        let of_key = [
+            ("topic", self.topic.clone()),
+            ("partition", object.partition.to_string()),
+            ("first-offset", object.first_offset.to_string()),
+        ];
+        for (name, wanted) in of_key {
+            let said = info.metadata.get(name);
+            if said != Some(&wanted) {
+                return Err(refused(format!("{key} says {said:?} as its {name}, which its key does not")));
+            }
         }
-        let claim = Claim {
-            next_offset: number("next-offset")?,
-            rows: number("rows")?.unsigned_abs(),
-            row_hash: text("row-hash")?.to_owned(),
-            epoch: number("epoch")?,
-            bytes: info.bytes,
-        };
         if claim.next_offset <= object.first_offset || claim.rows == 0 {
             return Err(refused(format!("{key} says that it is empty: {claim:?}")));
         }
-        Ok(claim)
+        Ok((claim, info.bytes))
     }
 
     pub async fn get(&self, key: &str) -> Result<Bytes, Failure> {
@@ -129,10 +116,12 @@ impl Bucket {
         body.ok_or_else(|| refused(format!("{key} was listed, but is not there")))
     }
 
-    pub async fn manifest(&self, day: i32) -> Result<(String, Bytes), Failure> {
+    /// A day's manifest, with its key.
+    pub async fn manifest(&self, day: i32) -> Result<(String, Manifest), Failure> {
         let key = manifest_key(&self.prefix, day);
         let body = self.get(&key).await?;
-        Ok((key, body))
+        let manifest = Manifest::from_bytes(&body).map_err(|error| refused(format!("{key}: {error}")))?;
+        Ok((key, manifest))
     }
 }
 

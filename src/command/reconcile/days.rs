@@ -5,7 +5,7 @@ use anyhow::Context;
 use super::bucket::{Bucket, Survey};
 use super::{Tx, refused};
 use crate::command::Failure;
-use crate::export::manifest::{FileEntry, Manifest};
+use crate::export::manifest::FileEntry;
 use crate::postgres::reconcile::{self, TopicStand};
 use crate::row::day_text;
 
@@ -36,8 +36,7 @@ pub(super) async fn reconcile(
 /// A day's manifest says what the ledger says: the same files, and no gap less. A gap that was accepted
 /// after the backup is entered again.
 async fn check(tx: &mut Tx, bucket: &Bucket, topic: &str, day: i32) -> Result<(), Failure> {
-    let (key, body) = bucket.manifest(day).await?;
-    let manifest = Manifest::from_bytes(&body).map_err(|e| refused(format!("{key}: {e}")))?;
+    let (key, manifest) = bucket.manifest(day).await?;
     if manifest.topic != topic || manifest.day != day_text(day) {
         return Err(refused(format!("{key} is of {} and topic {}", manifest.day, manifest.topic)));
     }

@@ -2,9 +2,10 @@
 
 use anyhow::Context;
 
-use super::bucket::{Bucket, Claim, Object};
+use super::bucket::{Bucket, Object};
 use super::{Tx, refused};
 use crate::command::Failure;
+use crate::export::file::Claim;
 use crate::export::read::RowReader;
 use crate::postgres::ledger::NewFile;
 use crate::postgres::reconcile;
@@ -24,7 +25,7 @@ struct Seen {
 /// were added. Whatever is not as it should be is a refusal: the caller's transaction is given up.
 pub(super) async fn load(tx: &mut Tx, bucket: &Bucket, object: &Object) -> Result<(NewFile, u64), Failure> {
     let key = &object.key;
-    let claim = bucket.claim(object).await?;
+    let (claim, bytes) = bucket.claim(object).await?;
     let body = bucket.get(key).await?;
     let mut reader = RowReader::open(body).map_err(|e| refused(format!("{key}: {e}")))?;
     refuse_other_words(object, &claim, &reader)?;
@@ -59,7 +60,7 @@ pub(super) async fn load(tx: &mut Tx, bucket: &Bucket, object: &Object) -> Resul
         day: object.day,
         object_key: key.clone(),
         rows: claim.rows.cast_signed(),
-        bytes: claim.bytes.cast_signed(),
+        bytes: bytes.cast_signed(),
         row_hash: claim.row_hash,
         recorded_at_min_ms: seen.recorded_at_min_ms,
         recorded_at_max_ms: seen.recorded_at_max_ms,

@@ -3,16 +3,21 @@
 //! What this module guarantees: no line is named twice and none is forgotten, however often the run was killed.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::Refused;
 use crate::event::Reject;
 
 /// How many are kept for the terminal.
 const SHOWN_MAX: usize = 20;
+/// Larger than any line of the list. What is larger is somebody's data.
+const LINE_BYTES_MAX: u64 = 1 << 16;
+/// How every line of the list begins.
+const BEGINNING: &[u8] = b"{\"line\":";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BadLine {
@@ -46,6 +51,7 @@ impl BadLines {
     /// Keeps what an earlier run wrote of the lines up to `lines`; what came after will be judged again.
     pub fn open(path: Option<&Path>, lines: u64) -> anyhow::Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
+        refuse_other_contents(path)?;
         Self::keep(path, lines).with_context(|| format!("the file of bad lines {}", path.display()))
     }
 
@@ -99,6 +105,32 @@ impl BadLines {
     }
 }
 
+/// The file is written anew from some line on: so nothing may stand in it but what an earlier run has written.
+pub fn refuse_other_contents(path: &Path) -> anyhow::Result<()> {
+    let context = || format!("the file of bad lines {}", path.display());
+    let mut reader = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => BufReader::new(opened.with_context(context)?),
+    };
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        if (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut text).with_context(context)? == 0 {
+            return Ok(());
+        }
+        let is_ours = match text.strip_suffix(b"\n") {
+            Some(line) => serde_json::from_slice::<BadLine>(line).is_ok(),
+            // The last one, of a run that was killed while it wrote.
+            None => text.starts_with(BEGINNING) || BEGINNING.starts_with(&text),
+        };
+        if !is_ours {
+            let told =
+                format!("{} is there already, and is no list of bad lines: say --bad-lines", path.display());
+            return Err(Refused(told).into());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +155,36 @@ mod tests {
         let numbers: Vec<u64> =
             text.lines().map(|line| serde_json::from_str::<BadLine>(line).unwrap().line).collect();
         assert_eq!(numbers, [3, 10, 12]);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_somebody_else_has_written_is_left_alone() {
+        let path = std::env::temp_dir().join(format!("feed-worker-no-bad-lines-{}", std::process::id()));
+        let ours = r#"{"line":3,"reason":"bad_uuid"}"#;
+        for text in [
+            "{\"userId\":\"x\"}\n".to_owned(),
+            "precious".to_owned(),
+            format!("{ours}\nprecious\n"),
+            format!("{ours}\n{{\"lin\": 4"),
+            "\n".to_owned(),
+        ] {
+            std::fs::write(&path, &text).unwrap();
+            for lines in [0, 10] {
+                let error = BadLines::open(Some(&path), lines).unwrap_err();
+                assert!(error.downcast_ref::<Refused>().is_some(), "{text}: {error:#}");
+            }
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "left as it was");
+        }
+        for text in [
+            String::new(),
+            format!("{ours}\n"),
+            format!("{ours}\n{{\"line\":4,\"rea"),
+            format!("{ours}\n{{\"l"),
+        ] {
+            std::fs::write(&path, &text).unwrap();
+            BadLines::open(Some(&path), 10).unwrap();
+        }
         std::fs::remove_file(path).unwrap();
     }
 }

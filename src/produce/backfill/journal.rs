@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::doubles::Unchecked;
 use super::lines::Position;
 use super::tracker::Mark;
 
@@ -41,6 +42,23 @@ struct Entry {
     delivered: u64,
     left_out: u64,
     offsets: BTreeMap<i32, i64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    doubles: u64,
+    /// From where on doubles were not looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unchecked: Option<UncheckedEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UncheckedEntry {
+    lines: u64,
+    offsets: BTreeMap<i32, i64>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Debug)]
@@ -105,6 +123,11 @@ impl Journal {
             delivered: mark.delivered,
             left_out: mark.left_out,
             offsets: mark.offsets.clone(),
+            doubles: mark.doubles,
+            unchecked: mark
+                .unchecked
+                .as_ref()
+                .map(|from| UncheckedEntry { lines: from.lines, offsets: from.offsets.clone() }),
         })
     }
 
@@ -134,8 +157,14 @@ fn parse(text: &[u8]) -> anyhow::Result<Option<(Begin, Mark)>> {
         hash: u128::from_str_radix(&entry.hash, 16).context("the hash")?,
         is_terminated: entry.is_terminated,
     };
-    let mark =
-        Mark { position, offsets: entry.offsets, delivered: entry.delivered, left_out: entry.left_out };
+    let mark = Mark {
+        position,
+        offsets: entry.offsets,
+        delivered: entry.delivered,
+        left_out: entry.left_out,
+        doubles: entry.doubles,
+        unchecked: entry.unchecked.map(|from| Unchecked { lines: from.lines, offsets: from.offsets }),
+    };
     Ok(Some((begin, mark)))
 }
 
@@ -156,7 +185,9 @@ mod tests {
 
     fn mark(lines: u64) -> Mark {
         let position = Position { lines, bytes: lines * 9, hash: u128::MAX - 3, is_terminated: true };
-        Mark { position, offsets: BTreeMap::from([(0, 5 + lines as i64)]), delivered: lines, left_out: 0 }
+        let offsets = BTreeMap::from([(0, 5 + lines as i64)]);
+        let unchecked = (lines == 40).then(|| Unchecked { lines: 7, offsets: BTreeMap::from([(0, 9)]) });
+        Mark { position, offsets, delivered: lines, left_out: 0, doubles: lines / 20, unchecked }
     }
 
     fn path(name: &str) -> PathBuf {

@@ -12,6 +12,7 @@
 //! 3. Within a partition, records lie in the order of the lines.
 
 pub mod bad_lines;
+pub mod doubles;
 pub mod journal;
 pub mod lines;
 pub mod present;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::KafkaError;
@@ -38,6 +39,7 @@ use super::sender::{self, now_ms, wait_until};
 use crate::event::{Decoder, InteractionTypes, Reject, RejectReason, Verdict};
 use crate::kafka::probe;
 use bad_lines::{BadLine, BadLines};
+use doubles::{Met, Unchecked};
 use journal::{Begin, Journal};
 use lines::{Line, Lines, Position};
 use present::{Present, Scan};
@@ -86,6 +88,11 @@ pub struct Job {
     pub settle: Duration,
 }
 
+/// What was asked for would spoil something: nothing was touched.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub lines: u64,
@@ -109,9 +116,11 @@ pub fn run(
     read_bytes: &AtomicU64,
     stop: &AtomicBool,
 ) -> anyhow::Result<Outcome> {
+    // Before there is a journal, which says that something was begun.
+    job.bad_lines.as_deref().map(bad_lines::refuse_other_contents).transpose()?;
     let mut lines = Lines::new(job.input);
     let begun = begin(&job.topic, &job.format, job.journal.as_deref(), job.settle, config, &mut lines)?;
-    let tracker = Arc::new(Tracker::new(begun.mark.clone()));
+    let tracker = Arc::new(Tracker::new(begun.mark.clone(), begun.present.lines.clone()));
     let context = Reports { tracker: Arc::clone(&tracker), deliveries: Arc::clone(deliveries) };
     let producer: ThreadedProducer<Reports> =
         producer_config(config).create_with_context(context).context("starting the Kafka producer")?;
@@ -137,11 +146,12 @@ pub fn run(
     let is_at_end = sending.send_all(&mut lines, read_bytes)?;
     let flushed = sending.producer.flush(FLUSH_TIMEOUT);
     sending.mark()?;
-    if let Some(failure) = sending.tracker.failure() {
-        bail!("not delivered: {failure}; the same command again goes on from here");
+    if let Some((line, error)) = sending.tracker.failure() {
+        let told = format!("line {line} was not delivered; the same command again goes on from here");
+        return Err(anyhow::Error::from(error).context(told));
     }
     flushed.with_context(|| format!("{} records were not acknowledged", sending.tracker.open()))?;
-    let doubles = sending.doubles()?;
+    sending.check_doubles(lines.position().lines)?;
     let mark = sending.tracker.mark();
     Ok(Outcome {
         lines: mark.position.lines,
@@ -149,7 +159,7 @@ pub fn run(
         bad: mark.left_out,
         resumed_after,
         found: sending.begun.present.lines.len() as u64,
-        doubles,
+        doubles: mark.doubles,
         first_bad: sending.bad_lines.first().to_vec(),
         is_complete: is_at_end,
     })
@@ -189,7 +199,7 @@ fn begin<R: BufRead>(
         Some((journal, found)) => (Some(journal), found),
         None => (None, None),
     };
-    let Some((earlier, mark)) = found else {
+    let Some((earlier, mut mark)) = found else {
         if let Some(journal) = &mut journal {
             journal.begin(&fresh)?;
         }
@@ -215,6 +225,9 @@ fn begin<R: BufRead>(
     let scan = Scan { config, topic, run: &earlier.run };
     let mut present = scan.settled(&mark.offsets, settle)?;
     present.lines.retain(|line, _| *line > mark.position.lines);
+    // Of several kills the first one counts: whoever was killed before the end has not looked.
+    mark.unchecked
+        .get_or_insert_with(|| Unchecked { lines: mark.position.lines, offsets: mark.offsets.clone() });
     Ok(Begun { run: earlier.run, journal, mark, present, is_resumed: true })
 }
 
@@ -249,7 +262,7 @@ impl ProducerContext for Reports {
                 self.deliveries.record_delivered(&sent, message.partition(), message.offset(), bytes);
             }
             Err((error, _)) => {
-                self.tracker.failed(line, &error.to_string());
+                self.tracker.failed(line, error);
                 self.deliveries.record_failed(&sent, error.to_string());
             }
         }
@@ -386,28 +399,24 @@ impl Sending<'_> {
         if let Some(journal) = &mut self.begun.journal {
             journal.mark(&mark)?;
         }
-        if self.begun.is_resumed && self.verify_to.is_none() && self.started.elapsed() > LATE_MAX {
+        if mark.unchecked.is_some() && self.verify_to.is_none() && self.started.elapsed() > LATE_MAX {
             self.verify_to = Some(self.scan().ends()?);
         }
         Ok(())
     }
 
-    /// What came of the killed run after it was taken to be over.
-    fn doubles(&mut self) -> anyhow::Result<u64> {
-        if !self.begun.is_resumed {
-            return Ok(0);
-        }
+    /// Looks for what came of a killed run after it was taken to be over, and keeps what it has found.
+    fn check_doubles(&mut self, lines: u64) -> anyhow::Result<()> {
+        let Some(unchecked) = self.tracker.mark().unchecked else { return Ok(()) };
         let ends = match self.verify_to.take() {
             Some(ends) => ends,
             None => self.scan().ends()?,
         };
-        let mut present = Present {
-            lines: self.begun.present.lines.clone(),
-            doubles: self.begun.present.doubles,
-            offsets: self.begun.present.offsets.clone(),
-        };
-        self.scan().read_to(ends, &mut present)?;
-        Ok(present.doubles)
+        let mut met = Met::new(unchecked.lines, lines);
+        let mut offsets = unchecked.offsets;
+        self.scan().read_to(ends, &mut offsets, |line, _| met.take(line))?;
+        self.tracker.checked(met.doubles);
+        self.mark()
     }
 
     fn scan(&self) -> Scan<'_> {

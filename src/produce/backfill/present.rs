@@ -22,12 +22,10 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// Without a single record or end of a partition for so long, the read is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Lines with where they lie.
+/// Lines with where they lie: the first of their records, if there are several.
 #[derive(Debug, Default)]
 pub struct Present {
     pub lines: BTreeMap<u64, (i32, i64)>,
-    /// Lines that lie there twice.
-    pub doubles: u64,
     /// Up to where the partitions were read.
     pub offsets: Offsets,
 }
@@ -59,23 +57,34 @@ impl Scan<'_> {
             );
             present.offsets.insert(partition, first);
         }
-        self.read_to(self.ends()?, &mut present)?;
+        let Present { lines, offsets } = &mut present;
+        let mut news = 0_u64;
+        self.read_to(self.ends()?, offsets, |line, place| note(lines, line, place))?;
         loop {
             std::thread::sleep(settle);
-            let before = present.lines.len();
-            self.read_to(self.ends()?, &mut present)?;
-            if present.lines.len() == before {
+            let before = news;
+            self.read_to(self.ends()?, offsets, |line, place| {
+                news += 1;
+                note(lines, line, place);
+            })?;
+            if news == before {
                 return Ok(present);
             }
         }
     }
 
-    /// Goes on to these ends. A fresh consumer each time: what it says of an end is later than the call.
-    pub fn read_to(&self, ends: Offsets, present: &mut Present) -> anyhow::Result<()> {
+    /// Goes on to these ends, and tells each record of the run once. A fresh consumer each time: what it says of an end
+    /// is later than the call.
+    pub fn read_to(
+        &self,
+        ends: Offsets,
+        offsets: &mut Offsets,
+        mut take: impl FnMut(u64, (i32, i64)),
+    ) -> anyhow::Result<()> {
         let mut open: Offsets = BTreeMap::new();
         let mut list = TopicPartitionList::new();
         for (partition, end) in ends {
-            let first = *present.offsets.entry(partition).or_insert(0);
+            let first = *offsets.entry(partition).or_insert(0);
             if first < end {
                 list.add_partition_offset(self.topic, partition, Offset::Offset(first))?;
                 open.insert(partition, end);
@@ -91,9 +100,18 @@ impl Scan<'_> {
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
                     last_news = Instant::now();
-                    let (partition, next) = (message.partition(), message.offset() + 1);
-                    self.note(&message, present);
-                    present.offsets.insert(partition, next);
+                    let (partition, offset) = (message.partition(), message.offset());
+                    let next = offset + 1;
+                    // Behind the ends lies what is looked at another time.
+                    if offsets.get(&partition).is_none_or(|first| offset >= *first)
+                        && open.contains_key(&partition)
+                        && let Some(line) = line_of(&message, self.run)
+                    {
+                        take(line, (partition, offset));
+                    }
+                    if open.contains_key(&partition) {
+                        offsets.insert(partition, next);
+                    }
                     if open.get(&partition).is_some_and(|end| next >= *end) {
                         open.remove(&partition);
                     }
@@ -102,7 +120,7 @@ impl Scan<'_> {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     last_news = Instant::now();
                     if let Some(end) = open.remove(&partition) {
-                        present.offsets.insert(partition, end);
+                        offsets.insert(partition, end);
                     }
                 }
                 Some(Err(error)) => tracing::debug!(%error, "reading what an earlier run has sent"),
@@ -117,18 +135,6 @@ impl Scan<'_> {
             }
         }
         Ok(())
-    }
-
-    fn note(&self, message: &BorrowedMessage<'_>, present: &mut Present) {
-        let Some(line) = line_of(message, self.run) else { return };
-        let place = (message.partition(), message.offset());
-        match present.lines.get(&line) {
-            Some(known) if *known != place => present.doubles += 1,
-            Some(_) => {}
-            None => {
-                present.lines.insert(line, place);
-            }
-        }
     }
 
     fn bounds(&self) -> anyhow::Result<Vec<(i32, i64, i64)>> {
@@ -150,6 +156,11 @@ impl Scan<'_> {
             .set("fetch.queue.backoff.ms", "10");
         config
     }
+}
+
+/// Of two records of a line, the one that lies first tells where it may be looked for.
+fn note(lines: &mut BTreeMap<u64, (i32, i64)>, line: u64, place: (i32, i64)) {
+    lines.entry(line).or_insert(place);
 }
 
 /// Which line of the run the record is.
