@@ -75,7 +75,11 @@ impl Args {
     pub fn needs_registry(&self) -> bool {
         if self.canary.is_set() {
             false
-        } else if self.file.path().is_some() { self.file.needs_registry() } else { self.load.needs_registry() }
+        } else if self.file.path().is_some() {
+            self.file.needs_registry()
+        } else {
+            self.load.needs_registry()
+        }
     }
 }
 
