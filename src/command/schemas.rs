@@ -81,11 +81,11 @@ async fn register(which: &Which, client: &Client, cx: &ClientContext, path: &Pat
     if let Err(error) = Schema::parse_str(&schema) {
         return Err(Failure::BadEvents(format!("{shown} is no Avro schema: {error}")));
     }
-    set_mode(which, client, &subject).await?;
     // What is there stays, whatever came after it: an old version need not go with the newest.
     if let Some(known) = client.look_up(&subject, &schema).await? {
         println!("{subject}: {shown} is version {}, schema {}", known.version, known.id);
-        return Ok(());
+        // Now that there is a subject: some registries take no mode before.
+        return set_mode(which, client, &subject).await;
     }
     let findings = which.check(client, cx, &schema).await?;
     if !findings.is_compatible() {
@@ -98,7 +98,7 @@ async fn register(which: &Which, client: &Client, cx: &ClientContext, path: &Pat
     let known = client.look_up(&subject, &schema).await?;
     let known = known.context("the registry does not have what it has just registered")?;
     println!("{subject}: {shown} registered as version {}, schema {}", known.version, known.id);
-    Ok(())
+    set_mode(which, client, &subject).await
 }
 
 /// What the contract wants the registry is to hold every producer to, also one that does not use this command.
