@@ -467,7 +467,7 @@ def test_revoke_while_a_batch_is_on_its_way(case):
 def test_revoke_does_not_wait_for_a_batch_that_hangs(case):
     """The lock on one partition's row is held for long: the joining worker still gets its share in time."""
     generator = generate.Generator(111)
-    env = {"POSTGRES__STATEMENT_TIMEOUT_MS": 120_000, "POSTGRES__DEADLINE_MS": 130_000}
+    env = {"POSTGRES__STATEMENT_TIMEOUT_MS": 120_000, "POSTGRES__DEADLINE_MS": 130_000, "HEALTH__STALL_MS": 140_000}
     first = case.start_ready("first", **env)
     case.produce(generator.valid() for _ in range(600))
     case.wait_drained()
