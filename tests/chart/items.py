@@ -314,6 +314,7 @@ def the_load_decides_how_many(chart):
     target = {"type": "Utilization", "averageUtilization": 70}
     assert spec["metrics"] == [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
     away_slowly(spec["behavior"])
+    assert chart.one("HorizontalPodAutoscaler")["metadata"]["annotations"] == {"example.com/owner": "feed-platform"}
     assert RELEASE.items() <= chart.one("HorizontalPodAutoscaler")["metadata"]["labels"].items()
 
 
@@ -424,6 +425,8 @@ def somebody_notices_that_topics_were_changed(chart):
     assert container["args"] == ["topics", "drift", "--file", "/etc/feed-worker/topics.yaml", "--environment", "production"]
     assert spec["schedule"] == "17 * * * *" and job["activeDeadlineSeconds"] == 300
     assert "DATABASE_URL" not in environment(container)
+    assert environment(container)["FEED_WORKER_KAFKA__CLIENT_ID"] == "feed-drift"
+    assert "FEED_WORKER_KAFKA__CLIENT_ID" not in environment(chart.worker), "only this job's"
     assert pod["serviceAccountName"] == "feed-drift"
     own = {"name": "config", "mountPath": "/etc/feed-worker/topics.yaml", "subPath": "topics.yaml", "readOnly": True}
     assert own in container["volumeMounts"]
@@ -458,6 +461,35 @@ def prometheus_finds_the_workers(chart):
     assert monitor["spec"]["namespaceSelector"] == {"matchNames": [NAMESPACE]}
     assert monitor["spec"]["selector"] == {"matchLabels": WORKER}
     assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "health", "path": "/metrics", "interval": "30s"}]
+
+
+@item("hpa")
+def prometheus_finds_the_workers_by_a_service(chart):
+    assert chart.all("PodMonitor") == []
+    service = chart.one("Service")
+    assert service["apiVersion"] == "v1" and service["metadata"]["labels"].items() >= WORKER.items()
+    assert service["metadata"]["annotations"] == {"example.com/owner": "feed-platform"}
+    assert service["spec"] == {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": WORKER,
+        "ports": [{"name": "health", "port": 8080, "targetPort": "health"}],
+    }
+    monitor = chart.one("ServiceMonitor")
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert monitor["metadata"]["namespace"] == "monitoring"
+    assert monitor["metadata"]["labels"].items() >= {**RELEASE, "release": "prometheus"}.items()
+    assert monitor["metadata"]["annotations"] == {"example.com/owner": "feed-platform"}
+    assert monitor["spec"] == {
+        "namespaceSelector": {"matchNames": [NAMESPACE]},
+        "selector": {"matchLabels": WORKER},
+        "endpoints": [{"port": "health", "path": "/metrics", "interval": "15s"}],
+    }
+
+
+@item("full")
+def prometheus_needs_one_monitor(chart):
+    assert chart.all("ServiceMonitor") == chart.all("Service") == []
 
 
 @item("minimal")

@@ -36,7 +36,8 @@ def test_lints(fixture, helm):
     if fixture == "full":
         command += ["--set", "autoscaling.mode=none"]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0 and "[ERROR]" not in ended.stdout + ended.stderr, ended.stdout + ended.stderr
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 0 and "[ERROR]" not in said and "icon" not in said, said
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
@@ -81,7 +82,7 @@ def test_a_cluster_that_is_too_old_is_refused():
 
 def test_monitors_wait_for_their_operator():
     kinds = {one["kind"] for one in rendering.parse(rendering.text("full", apis=["keda.sh/v1alpha1"]))}
-    assert not kinds & {"PodMonitor", "PrometheusRule", "DatadogMonitor"}
+    assert not kinds & {"PodMonitor", "ServiceMonitor", "PrometheusRule", "DatadogMonitor"}
 
 
 def test_the_notes_say_what_to_check_next():

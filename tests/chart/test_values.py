@@ -39,6 +39,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ("secretEnv.PASSWORD.secret=x", "secretEnv"),
         ("secretEnv.FEED_WORKER_REGISTRY__PASSWORD.secret=x", "secretEnv/FEED_WORKER_REGISTRY__PASSWORD"),
         ("monitors.prometheus.interval=often", "monitors/prometheus/interval"),
+        ("monitors.prometheus.kind=NodeMonitor", "monitors/prometheus/kind"),
         # The program's own keys: a wrong one is told before it makes a pod crash.
         ("config.roll.row_max=5", "row_max"),
         ("config.rol.rows_max=5", "rol"),

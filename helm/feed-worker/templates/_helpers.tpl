@@ -291,6 +291,9 @@ spec:
                 {{- toYaml .args | nindent 16 }}
               env:
                 {{- include "feed-worker.env" (dict "root" $root "database" .database) | nindent 16 }}
+                {{- with .job.extraEnv }}
+                {{- toYaml . | nindent 16 }}
+                {{- end }}
               resources:
                 {{- toYaml .job.resources | nindent 16 }}
               volumeMounts:
