@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -108,20 +109,21 @@ pub trait Session: Send {
     fn connect(&mut self) -> DatabaseFuture<'_, ()>;
     /// Whatever is on its way is left to the database: an open transaction is rolled back by it.
     fn disconnect(&mut self);
-    /// How many statements the next `write` sends its rows in: it may take as many times as long.
-    fn statements(&self) -> u32 {
-        1
-    }
-    /// One transaction up to its COMMIT: rows, then the compare-and-set.
-    fn write<'a>(&'a mut self, job: &'a Job) -> BoxFuture<'a, Result<(), Failure>>;
+    /// One transaction up to its COMMIT: rows, in as many statements as they need, then the compare-and-set.
+    /// Each statement has the deadline to itself.
+    fn write<'a>(&'a mut self, job: &'a Job, deadline: Duration) -> BoxFuture<'a, Result<(), Failure>>;
     fn commit(&mut self) -> DatabaseFuture<'_, ()>;
     /// (partition, epoch, frontier), each under its row lock: a transaction that is on its way to its
     /// end is waited for.
     fn locked<'a>(&'a mut self, partitions: &'a [i32]) -> DatabaseFuture<'a, Vec<(i32, i64, i64)>>;
     /// Whether the table has a row of `[first, next)`.
     fn rows_exist(&mut self, partition: i32, first: i64, next: i64) -> DatabaseFuture<'_, bool>;
-    /// Tries to write rows and takes them back: the SQLSTATE if one of them is refused.
-    fn trial<'a>(&'a mut self, tuples: &'a [u8]) -> DatabaseFuture<'a, Option<String>>;
+    /// Tries to write rows, as `write` does, and takes them back: the SQLSTATE if one of them is refused.
+    fn trial<'a>(
+        &'a mut self,
+        tuples: &'a [u8],
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Option<String>, Failure>>;
     /// Ends the sessions of stopped workers that hold rows; how many there were.
     fn evict(&mut self) -> DatabaseFuture<'_, i64>;
 }

@@ -7,7 +7,7 @@
 //! 3. A record whose verdict is not known yet stops its partition there, and nothing is skipped.
 
 use rdkafka::message::Timestamp;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -97,7 +97,7 @@ pub struct Partition {
     /// A batch that came back without a row that Postgres refused, to be written first.
     pub returned: Option<PartitionBatch>,
     /// Dead letters of the open batch that are not acknowledged yet.
-    pub unacknowledged: u64,
+    pub letters: Letters,
     pub wait: Option<Wait>,
     /// Runs of records that wait, in order.
     pub parked: VecDeque<(Arc<Chunk>, Range<usize>)>,
@@ -118,7 +118,7 @@ pub struct Partition {
     /// The broker lacks what comes after the records that still wait: next offset, low, high.
     pub out_of_range: Option<(i64, i64, i64)>,
     /// A row of its batch is being dead-lettered.
-    pub repairing: bool,
+    pub repair: Option<AbortOnDrop>,
     /// The client could not read something: the next jump may hide records.
     pub suspect: bool,
     /// How often it began again because of that.
@@ -127,8 +127,36 @@ pub struct Partition {
     pub upload: Option<AbortOnDrop>,
 }
 
-/// Ends a task when its owner is gone: what it holds is memory, and what it would write is fenced.
+/// Ends a task when its owner is gone: what it holds is memory, and what it would write is fenced, or may be there
+/// twice.
 pub struct AbortOnDrop(pub tokio::task::AbortHandle);
+
+/// Dead letters on their way, by offset. They end with the partition: whoever has it next sends its own.
+#[derive(Default)]
+pub struct Letters {
+    sent: BTreeMap<i64, (usize, AbortOnDrop)>,
+    bytes: usize,
+}
+
+impl Letters {
+    pub fn insert(&mut self, offset: i64, bytes: usize, task: AbortOnDrop) {
+        self.bytes += bytes;
+        self.sent.insert(offset, (bytes, task));
+    }
+
+    pub fn acknowledged(&mut self, offset: i64) {
+        self.bytes -= self.sent.remove(&offset).map_or(0, |(bytes, _)| bytes);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sent.is_empty()
+    }
+
+    /// What they take of memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -153,7 +181,7 @@ impl Partition {
             in_flight_bytes: 0,
             in_flight_oldest_ms: 0,
             returned: None,
-            unacknowledged: 0,
+            letters: Letters::default(),
             wait: None,
             parked: VecDeque::new(),
             held: false,
@@ -165,7 +193,7 @@ impl Partition {
             leaving: false,
             stopping: None,
             out_of_range: None,
-            repairing: false,
+            repair: None,
             suspect: false,
             unreadable: 0,
             upload: None,
@@ -206,9 +234,10 @@ impl Partition {
         batch
     }
 
-    /// What its batches take of memory: the one that is being filled, and the one on its way.
+    /// What its batches take of memory: the one that is being filled, its dead letters, and the one on its way.
     pub fn batch_bytes(&self) -> usize {
-        self.open.tuples.capacity() + if self.in_flight { self.in_flight_bytes } else { 0 }
+        let in_flight = if self.in_flight { self.in_flight_bytes } else { 0 };
+        self.open.tuples.capacity() + self.letters.bytes() + in_flight
     }
 
     /// Whether the open batch has anything to write.
@@ -246,15 +275,24 @@ impl Partition {
 
     /// Whether nothing here keeps the next record from being taken.
     pub fn is_listening(&self) -> bool {
-        // Beginning again, it waits for the poll thread's word.
-        let begins_again = self.assignment == u64::MAX;
-        self.is_idle() && !self.held && !self.leaving && self.stopping.is_none() && !begins_again
+        // Beginning again, it waits for a word of the poll thread: that one may be silent too.
+        self.is_idle() && !self.held && !self.leaving && self.stopping.is_none()
     }
 
     /// Whether the open batch may be written now.
     pub fn is_ready(&self) -> bool {
-        let open = self.has_open() && self.unacknowledged == 0 && self.wait != Some(Wait::Day);
+        let open = self.has_open() && self.letters.is_empty() && self.wait != Some(Wait::Day);
         !self.in_flight && (open || self.returned.is_some())
+    }
+
+    /// Whether the record before the frontier is still to be compared; none was taken since.
+    pub fn awaits_check(&self) -> bool {
+        self.check.is_some() && self.expected == self.frontier
+    }
+
+    /// That record is gone from the broker: there is nothing to compare.
+    pub fn give_check_up(&mut self) {
+        self.check = None;
     }
 
     /// The partition was seen empty and has reached a later day.
@@ -347,7 +385,6 @@ impl Partition {
             }
             Verdict::Reject(reject) => {
                 brought.rejects.push(DeadLetter::new(chunk, record, reject));
-                self.unacknowledged += 1;
                 self.open.rejects += 1;
                 true
             }

@@ -18,12 +18,15 @@ mod intake;
 mod membership;
 mod parts;
 mod persist_side;
+mod schemas;
 mod silence;
+mod stops;
 
 use figures::Figures;
 pub use figures::Measured;
 pub use parts::{Done, Ended, Reply};
 use parts::{Incoming, LaneHandle, Leaving, Shutdown, Stopped, Tasks};
+use schemas::Schemas;
 use silence::Silence;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -71,10 +74,7 @@ pub struct Pipeline {
     /// Partitions that were lost at the ledger and not yet taken back by the group.
     fenced: BTreeMap<i32, Instant>,
     backlog: VecDeque<Incoming>,
-    looking_up: BTreeSet<u32>,
-    missing: BTreeMap<u32, Instant>,
-    /// Schema ids that the registry did not have, whenever that was: one more question decides.
-    was_missing: BTreeSet<u32>,
+    schemas: Schemas,
     leaving: Vec<Leaving>,
     tasks: Tasks,
     clock: (i64, Instant),
@@ -94,6 +94,8 @@ pub struct Pipeline {
     figures: Figures,
     shutdown: Option<Shutdown>,
     joined: bool,
+    ledger_reached: bool,
+    asking_ledger: bool,
 }
 
 impl Pipeline {
@@ -163,9 +165,7 @@ impl Pipeline {
             given: BTreeSet::new(),
             fenced: BTreeMap::new(),
             backlog: VecDeque::new(),
-            looking_up: BTreeSet::new(),
-            missing: BTreeMap::new(),
-            was_missing: BTreeSet::new(),
+            schemas: Schemas::default(),
             leaving: Vec::new(),
             tasks: Tasks(done),
             clock: (now_ms, now),
@@ -185,6 +185,8 @@ impl Pipeline {
             figures: Figures::new(now),
             shutdown: None,
             joined: false,
+            ledger_reached: false,
+            asking_ledger: false,
         };
         Ok((pipeline, completions))
     }

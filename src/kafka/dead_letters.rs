@@ -4,11 +4,13 @@
 //!    added headers where it comes from and why it was rejected.
 //! 2. A letter is reported as sent only when the broker has acknowledged it (`acks=all`).
 //! 3. A DLQ that is away is waited for; nothing is given up while the partition is ours.
-//! 4. A letter that the broker finds too large is cut until it fits; headers say how long the whole was, and its hash.
+//! 4. A letter that the broker finds too large, alone, is cut until it fits; headers say how long the whole was, and its
+//!    hash.
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Headers, OwnedHeaders, Timestamp};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
@@ -60,6 +62,13 @@ impl DeadLetter {
     /// The record's value, as far as it is sent.
     pub fn value(&self) -> Option<&[u8]> {
         self.value.as_deref()
+    }
+
+    /// What it takes of memory on its way: once here, and once with the client.
+    pub fn size_bytes(&self) -> usize {
+        let part = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::len);
+        let headers = self.headers.as_ref().map_or(0, header_bytes);
+        2 * (size_of::<Self>() + part(&self.key) + part(&self.value) + headers)
     }
 
     /// The record's own headers, then ours (Kafka Connect's names first, for its tools).
@@ -164,6 +173,9 @@ fn schema_id(value: Option<&[u8]>) -> Option<u32> {
 /// The dead-letter topic.
 pub struct DeadLetterTopic {
     producer: FutureProducer,
+    /// Sends each letter in a batch of its own; made when it is first needed.
+    singly: OnceCell<FutureProducer>,
+    client: ClientConfig,
     topic: String,
     dlq_topic: String,
     /// How many partitions the DLQ has, once it is known.
@@ -184,6 +196,8 @@ impl DeadLetterTopic {
         client.set("message.max.bytes", "100000000");
         Ok(DeadLetterTopic {
             producer: client.create()?,
+            singly: OnceCell::new(),
+            client,
             topic: config.kafka.topic.clone(),
             dlq_topic: config.kafka.dlq_topic.clone(),
             partitions: OnceCell::new(),
@@ -193,11 +207,16 @@ impl DeadLetterTopic {
     /// An error is fatal for the producer: it will never send again.
     async fn send_until_acknowledged(&self, mut letter: DeadLetter) -> Result<(), KafkaError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        let mut alone = false;
         loop {
-            match self.try_send(&letter).await {
+            match self.try_send(&letter, alone).await {
                 Ok(()) => {
                     metrics::dead_letters_sent(1);
                     return Ok(());
+                }
+                // The limit is that of a batch, and what it says of one it says of every letter in it.
+                Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) if !alone => {
+                    alone = true;
                 }
                 Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) if letter.cut() => {
                 }
@@ -217,7 +236,15 @@ impl DeadLetterTopic {
         }
     }
 
-    async fn try_send(&self, letter: &DeadLetter) -> Result<(), KafkaError> {
+    async fn producer(&self, alone: bool) -> Result<&FutureProducer, KafkaError> {
+        if !alone {
+            return Ok(&self.producer);
+        }
+        let create = async { self.client.clone().set("batch.num.messages", "1").create() };
+        self.singly.get_or_try_init(|| create).await
+    }
+
+    async fn try_send(&self, letter: &DeadLetter, alone: bool) -> Result<(), KafkaError> {
         // A DLQ that is not known yet is waited for: its partitions say where the letter belongs.
         let Some(partition) = self.partition_of(letter.partition).await else {
             return Err(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopicOrPartition));
@@ -235,7 +262,7 @@ impl DeadLetterTopic {
         }
         failpoint!("dlq.before-send");
         let sent = async {
-            let sent = self.producer.send(record, Duration::from_secs(10)).await;
+            let sent = self.producer(alone).await?.send(record, Duration::from_secs(10)).await;
             sent.map(drop).map_err(|(error, _)| error)
         };
         #[cfg(feature = "failpoints")]

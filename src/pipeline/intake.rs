@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Done, Ended, Incoming, Pipeline};
 use crate::kafka::source::Command;
-use crate::partition::{Brought, Partition, Taken, Wait};
+use crate::partition::{AbortOnDrop, Brought, Partition, Taken, Wait};
 use crate::postgres::ledger::Stop;
 use crate::record::Chunk;
 use crate::telemetry::metrics;
@@ -28,8 +28,8 @@ impl Pipeline {
 
     /// Whether a partition's batches are not written for so long that it must not count for others.
     pub(super) fn is_stuck(&self, partition: &Partition) -> bool {
-        partition.unacknowledged > 0
-            || partition.repairing
+        !partition.letters.is_empty()
+            || partition.repair.is_some()
             || (partition.in_flight && self.lane_of(partition.id).is_stuck())
     }
 
@@ -68,16 +68,16 @@ impl Pipeline {
     }
 
     pub(super) fn take_run(&mut self, id: i32, chunk: &Arc<Chunk>, run: Range<usize>) -> Result<(), Ended> {
-        let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
+        let Some(partition) = self.partitions.get(&id) else { return Ok(()) };
         if chunk.assignment < partition.assignment || partition.leaving || partition.flood.is_some() {
             return Ok(());
         }
         let full = partition.open.rows + partition.open.rejects >= self.config.batch.rows_max as u64;
-        let late =
-            full && partition.wait.is_none() && self.partitions.get(&id).is_some_and(|p| self.is_stuck(p));
+        let full = full || self.has_many_letters(partition);
+        let late = full && partition.wait.is_none() && self.is_stuck(partition);
         let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
         if late {
-            let letters = partition.unacknowledged > 0;
+            let letters = !partition.letters.is_empty();
             partition.wait = Some(if letters { Wait::DeadLetters } else { Wait::Persist });
         }
         if partition.wait.is_some() {
@@ -120,23 +120,33 @@ impl Pipeline {
                 Ok(())
             }
         };
-        self.dead_letter(epoch, brought);
+        self.dead_letter(id, brought);
         outcome
     }
 
+    /// Whether a partition has dead letters on their way, and all of them together take a batch's bytes.
+    fn has_many_letters(&self, partition: &Partition) -> bool {
+        let bytes = || self.partitions.values().map(|p| p.letters.bytes()).sum::<usize>();
+        !partition.letters.is_empty() && bytes() >= self.config.batch.bytes_max
+    }
+
     /// Sends rejected records to the DLQ.
-    pub(super) fn dead_letter(&self, epoch: i64, brought: Brought) {
+    fn dead_letter(&mut self, id: i32, brought: Brought) {
         metrics::key_mismatched(brought.key_mismatches);
         metrics::offsets_jumped(brought.offset_jumps);
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let epoch = partition.epoch;
         for letter in brought.rejects {
             metrics::rejected(letter.reject.reason.as_str(), 1);
-            let (letters, partition) = (self.outside.dead_letters.clone(), letter.partition);
-            self.tasks.start(async move {
+            let (offset, bytes) = (letter.offset, letter.size_bytes());
+            let letters = self.outside.dead_letters.clone();
+            let task = self.tasks.start(async move {
                 match letters.send(letter).await {
-                    Ok(()) => Done::DeadLettered { partition, epoch },
+                    Ok(()) => Done::DeadLettered { partition: id, epoch, offset },
                     Err(error) => Done::Failed(format!("the producer of dead letters: {error:#}")),
                 }
             });
+            partition.letters.insert(offset, bytes, AbortOnDrop(task));
         }
     }
 
@@ -168,17 +178,5 @@ impl Pipeline {
             partition.held = hold;
             self.source.send(Command::Hold(id, hold));
         }
-    }
-
-    pub(super) fn look_up(&mut self, id: u32) {
-        if !self.looking_up.insert(id) {
-            return;
-        }
-        let schemas = self.outside.schemas.clone();
-        let again = self.was_missing.contains(&id);
-        self.tasks.start(async move {
-            let answer = if again { schemas.look_again(id).await } else { schemas.look_up(id).await };
-            Done::Schema { id, answer }
-        });
     }
 }

@@ -11,6 +11,7 @@ use crate::failpoint::failpoint;
 use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::{Command, SourceEvent, Start};
 use crate::partition::Partition;
+use crate::retry::Backoff;
 
 /// How long clients may take to close, twice. Longer delays the end of a worker whose client hangs; shorter leaves
 /// the group without a word, and its session has to run out.
@@ -43,12 +44,29 @@ impl Pipeline {
         });
     }
 
-    /// Ready is who takes part: has joined the group, and has not lost everything it had.
+    /// The group was joined, or everything that it gave was lost.
     pub(super) fn set_joined(&mut self, joined: bool) {
-        if self.joined != joined && self.shutdown.is_none() {
-            self.joined = joined;
-            self.outside.health.set_ready(joined);
+        self.joined = joined;
+        self.tell_readiness();
+        if !joined || self.ledger_reached || self.asking_ledger {
+            return;
         }
+        // The group has nothing for this worker now, so that no takeover shows whether it could take part.
+        self.asking_ledger = true;
+        let database = self.outside.database.clone();
+        self.tasks.start(async move {
+            let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+            while let Err(error) = database.topic_known().await {
+                tracing::warn!(%error, "joined, and the ledger is not reached yet");
+                backoff.wait().await;
+            }
+            Done::LedgerReached
+        });
+    }
+
+    /// Ready is who takes part: has joined the group and not lost everything that it had, and has reached the ledger.
+    pub(super) fn tell_readiness(&self) {
+        self.outside.health.set_ready(self.joined && self.ledger_reached && self.shutdown.is_none());
     }
 
     pub(super) fn revoke(&mut self, partitions: Vec<i32>, lost: bool, reply: Sender<Vec<(i32, i64)>>) {

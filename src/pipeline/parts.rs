@@ -38,6 +38,7 @@ pub enum Done {
     DeadLettered {
         partition: i32,
         epoch: i64,
+        offset: i64,
     },
     Schema {
         id: u32,
@@ -94,6 +95,8 @@ pub enum Done {
         ours: bool,
     },
     Clock(i64, Instant),
+    /// The ledger was read, for whoever has no partition that would show it.
+    LedgerReached,
     /// Something cannot go on.
     Failed(String),
 }

@@ -3,7 +3,10 @@
 //! 1. A partition that gave nothing for `kafka.silence_ms_max`, although nothing here holds it back, is read
 //!    by a client of its own. If that one gets a record, and still does after as long again, the worker
 //!    ends: its supervisor starts one with a client that works.
-//! 2. Nothing else ends it: not a partition that is empty, held back, stopped or being given up, not Kafka
+//! 2. Where this worker's client has reported something that it cannot read, the partition begins again instead:
+//!    the record may be just that, at the partition's end, and be reported again. Only when nothing was, the worker
+//!    ends; when it always is, the partition stops.
+//! 3. Nothing else ends it: not a partition that is empty, held back, stopped or being given up, not Kafka
 //!    being away (then the other client gets nothing), not a pipeline that has no room.
 
 use std::collections::BTreeMap;
@@ -75,6 +78,12 @@ impl Pipeline {
                 (silence.since, silence.missed) = (Instant::now(), false);
                 continue;
             };
+            if silence.missed && self.partitions.get(id).is_some_and(|p| p.suspect) {
+                tracing::warn!(partition = id, offset, "a record that may be unreadable is fetched again");
+                (silence.since, silence.missed) = (Instant::now(), false);
+                self.begin_again(*id);
+                continue;
+            }
             if silence.missed {
                 return Err(Ended::Fatal(format!(
                     "the stream has stopped: partition {id} gives nothing, while another client reads offset {offset}"

@@ -95,7 +95,10 @@ impl Lane {
     /// Tries to write these rows and takes them back: the SQLSTATE if Postgres refuses one of them.
     async fn trial(&mut self, tuples: &[u8]) -> Result<Option<String>, String> {
         self.connect().await?;
-        let answer = timeout(self.deadline, self.session.trial(tuples)).await;
-        self.heard(answer)
+        let answer = self.session.trial(tuples, self.deadline).await;
+        answer.map_err(|failure| {
+            self.session.disconnect();
+            failure.to_string()
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! Table and ledger of one topic, in Postgres. Every call ends within `postgres.deadline_ms`: a connection that has
-//! gone silent gives no error of its own.
+//! gone silent gives no error of its own. Two have their caller's deadline instead: `assign`, within that of the
+//! rebalance, and each statement of a lane's session.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

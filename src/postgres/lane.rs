@@ -96,7 +96,7 @@ impl Lane {
                         Err(why) => self.wait(&mut backoff, &why).await,
                     }
                 }
-                Err(Failure::Refused) => {
+                Err(Failure::Refused(_)) => {
                     let before = job.len();
                     match self.split_refused(&mut job, &mut done).await {
                         Ok(()) if job.len() < before => {}
@@ -156,18 +156,11 @@ impl Lane {
         let deadline = self.deadline;
         let started = Instant::now();
         self.connect().await.map_err(Failure::Transient)?;
-        match timeout(deadline * self.session.statements(), self.session.write(job)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => {
-                if !matches!(failure, Failure::Fenced(_)) {
-                    self.session.disconnect();
-                }
-                return Err(failure);
-            }
-            Err(_) => {
+        if let Err(failure) = self.session.write(job, deadline).await {
+            if !matches!(failure, Failure::Fenced(_)) {
                 self.session.disconnect();
-                return Err(Failure::Transient(format!("no answer within {deadline:?}")));
             }
+            return Err(failure);
         }
         let why = match timeout(deadline, self.session.commit()).await {
             Ok(Ok(())) => {

@@ -1,14 +1,13 @@
 //! A lane's session: one connection to Postgres.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 use super::lane::Job;
-use super::sqlstate;
-use super::transaction::{EVICT, Failure, commit, copy, failure, refuses_a_row, write};
+use super::transaction::{EVICT, Failure, Pace, commit, failure, trial, write};
 use crate::failpoint::failpoint;
 use crate::outside::{DatabaseFuture, Session};
 
@@ -18,13 +17,17 @@ const LOCK_TIMEOUT_MS: &str = "1000";
 
 /// Most statements that a transaction's rows are sent in. More hold a transaction, and its locks, open for so many
 /// statement time-outs; fewer leave rows that never get through.
-const STATEMENTS_MAX: u32 = 1024;
+const STATEMENTS_MAX: u32 = 64;
+
+/// Which part of the statement time-out the slowest statement must keep below for two to become one again. Larger
+/// leaves rows in more parts than they need; smaller joins what is too slow together.
+const FAST_PART: u32 = 4;
 
 /// A connection, or none yet.
 pub struct PgSession {
     topic: String,
     options: PgConnectOptions,
-    statement_timeout_ms: i64,
+    statement_timeout: Duration,
     connection: Option<PgConnection>,
     /// How many statements a transaction's rows go in.
     statements: u32,
@@ -37,7 +40,7 @@ impl PgSession {
         PgSession {
             topic: topic.to_owned(),
             options: options.options([("lock_timeout", LOCK_TIMEOUT_MS)]),
-            statement_timeout_ms: i64::try_from(statement_timeout.as_millis()).unwrap_or(i64::MAX),
+            statement_timeout,
             connection: None,
             statements: 1,
             too_slow: 0,
@@ -45,9 +48,10 @@ impl PgSession {
     }
 
     /// Rows that need longer than the statement time-out would be sent again for ever: the second time, and
-    /// from then on, each statement has half as many. Once they are fast again they go together again.
-    fn learn(&mut self, written: &Result<(), Failure>, took: Duration) {
-        match written {
+    /// from then on, each statement has half as many. Once each is fast again, two become one: many statements
+    /// may take long together and be needless.
+    fn learn(&mut self, slowest: Result<Duration, &Failure>) {
+        match slowest {
             Err(Failure::TooSlow(_)) => {
                 self.too_slow += 1;
                 if self.too_slow > 1 {
@@ -59,9 +63,9 @@ impl PgSession {
                 }
             }
             Err(_) => {}
-            Ok(()) => {
+            Ok(slowest) => {
                 self.too_slow = 0;
-                if took.as_millis() * 2 < self.statement_timeout_ms.unsigned_abs().into() {
+                if slowest * FAST_PART < self.statement_timeout {
                     self.statements = (self.statements / 2).max(1);
                 }
             }
@@ -87,18 +91,13 @@ impl Session for PgSession {
         self.connection = None;
     }
 
-    fn write<'a>(&'a mut self, job: &'a Job) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async {
-            let (topic, statements) = (self.topic.clone(), self.statements);
-            let begun_at = Instant::now();
-            let written = write(self.connection().map_err(failure)?, &topic, job, statements).await;
-            self.learn(&written, begun_at.elapsed());
-            written
+    fn write<'a>(&'a mut self, job: &'a Job, deadline: Duration) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let (topic, pace) = (self.topic.clone(), Pace { statements: self.statements, deadline });
+            let written = write(self.connection().map_err(failure)?, &topic, job, pace).await;
+            self.learn(written.as_ref().copied());
+            written.map(drop)
         })
-    }
-
-    fn statements(&self) -> u32 {
-        self.statements
     }
 
     fn commit(&mut self) -> DatabaseFuture<'_, ()> {
@@ -135,26 +134,63 @@ impl Session for PgSession {
         })
     }
 
-    fn trial<'a>(&'a mut self, tuples: &'a [u8]) -> DatabaseFuture<'a, Option<String>> {
+    fn trial<'a>(
+        &'a mut self,
+        tuples: &'a [u8],
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Option<String>, Failure>> {
         Box::pin(async move {
-            let connection = self.connection()?;
-            connection.execute("BEGIN").await?;
-            let copied = copy(connection, &[tuples]).await;
-            connection.execute("ROLLBACK").await?;
-            match copied {
-                Ok(()) => Ok(None),
-                Err(error) => match sqlstate(&error) {
-                    Some(code) if refuses_a_row(&code) => Ok(Some(code)),
-                    _ => Err(error),
-                },
+            let pace = Pace { statements: self.statements, deadline };
+            let tried = trial(self.connection().map_err(failure)?, tuples, pace).await;
+            // Only what is too slow: fewer rows than the batch has say nothing about how fast the batch is.
+            if let Err(failure) = &tried {
+                self.learn(Err(failure));
             }
+            tried.map(Result::err)
         })
     }
 
     fn evict(&mut self) -> DatabaseFuture<'_, i64> {
         Box::pin(async {
-            let older_ms = self.statement_timeout_ms;
+            let older_ms = i64::try_from(self.statement_timeout.as_millis()).unwrap_or(i64::MAX);
             sqlx::query_scalar(EVICT).bind(older_ms).fetch_one(self.connection()?).await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(statements: u32) -> PgSession {
+        let mut session =
+            PgSession::new("topic", PgConnectOptions::new_without_pgpass(), Duration::from_secs(5));
+        session.statements = statements;
+        session
+    }
+
+    #[test]
+    fn parts_that_are_fast_each_join_however_long_they_take_together() {
+        let mut session = session(STATEMENTS_MAX);
+        // 64 × 100 ms are longer than a statement may take, and one of them is not.
+        (0..3).for_each(|_| session.learn(Ok(Duration::from_millis(100))));
+        assert_eq!(session.statements, STATEMENTS_MAX / 8);
+    }
+
+    #[test]
+    fn parts_that_would_be_slow_together_stay() {
+        let mut session = session(8);
+        session.learn(Ok(Duration::from_millis(1_500)));
+        assert_eq!(session.statements, 8);
+    }
+
+    #[test]
+    fn too_slow_twice_is_half_as_many_rows() {
+        let mut session = session(1);
+        let too_slow = Failure::TooSlow("statement timeout".to_owned());
+        session.learn(Err(&too_slow));
+        assert_eq!(session.statements, 1, "once may be a hiccup");
+        (0..20).for_each(|_| session.learn(Err(&too_slow)));
+        assert_eq!(session.statements, STATEMENTS_MAX);
     }
 }

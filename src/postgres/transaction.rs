@@ -1,6 +1,9 @@
 //! The one transaction of persisting, and what its failures mean.
 
+use std::time::Duration;
+
 use sqlx::{Executor, PgConnection};
+use tokio::time::{Instant, timeout};
 
 use super::lane::{Job, PartitionBatch};
 use super::sqlstate;
@@ -13,7 +16,8 @@ pub enum Failure {
     /// These partitions did not pass the compare-and-set.
     Fenced(Vec<i32>),
     Duplicate,
-    Refused,
+    /// A row is at fault; the SQLSTATE says why.
+    Refused(String),
     /// COMMIT was sent, and no answer came.
     Unknown(String),
     /// The world's fault.
@@ -29,7 +33,7 @@ impl std::fmt::Display for Failure {
         match self {
             Failure::Fenced(partitions) => write!(f, "fenced: partitions {partitions:?}"),
             Failure::Duplicate => f.write_str("duplicate key"),
-            Failure::Refused => f.write_str("a row was refused"),
+            Failure::Refused(code) => write!(f, "a row was refused: {code}"),
             Failure::Unknown(why)
             | Failure::Transient(why)
             | Failure::Blocked(why)
@@ -39,48 +43,93 @@ impl std::fmt::Display for Failure {
 }
 
 /// What says that the row is at fault: data exceptions, NOT NULL, CHECK. Nothing else does.
-pub(super) fn refuses_a_row(code: &str) -> bool {
+fn refuses_a_row(code: &str) -> bool {
     code.starts_with("22") || code == "23502" || code == "23514"
 }
 
 pub(super) fn failure(error: sqlx::Error) -> Failure {
     match sqlstate(&error).as_deref() {
         Some("23505") => Failure::Duplicate,
-        Some(code) if refuses_a_row(code) => Failure::Refused,
+        Some(code) if refuses_a_row(code) => Failure::Refused(code.to_owned()),
         Some("55P03") => Failure::Blocked(error.to_string()),
         Some("57014") => Failure::TooSlow(error.to_string()),
         _ => Failure::Transient(error.to_string()),
     }
 }
 
-/// Everything before the COMMIT. The rows go in so many statements, each with the statement time-out to itself.
+/// In how many statements rows are sent, and how long any one statement may go without an answer.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    pub(super) statements: u32,
+    pub(super) deadline: Duration,
+}
+
+impl Pace {
+    async fn answer<T>(self, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Failure> {
+        match timeout(self.deadline, statement).await {
+            Ok(answer) => answer.map_err(failure),
+            Err(_) => Err(Failure::Transient(format!("no answer within {:?}", self.deadline))),
+        }
+    }
+}
+
+/// Everything before the COMMIT; says how long the slowest statement of rows took.
 pub(super) async fn write(
     connection: &mut PgConnection,
     topic: &str,
     job: &Job,
-    statements: u32,
-) -> Result<(), Failure> {
-    connection.execute("BEGIN").await.map_err(failure)?;
-    for tuples in split(job, statements)? {
-        copy(connection, &tuples).await.map_err(failure)?;
-    }
-    let moved = move_frontiers(connection, topic, job).await.map_err(failure)?;
+    pace: Pace,
+) -> Result<Duration, Failure> {
+    pace.answer(connection.execute("BEGIN")).await?;
+    let slowest = copy_all(connection, job.iter().map(|b| b.tuples.as_slice()), pace).await?;
+    let moved = pace.answer(move_frontiers(connection, topic, job)).await?;
     let missing: Vec<i32> = job.iter().map(|b| b.partition).filter(|p| !moved.contains(p)).collect();
     if missing.is_empty() {
-        return Ok(());
+        return Ok(slowest);
     }
-    connection.execute("ROLLBACK").await.map_err(failure)?;
+    pace.answer(connection.execute("ROLLBACK")).await?;
     Err(Failure::Fenced(missing))
 }
 
-/// The rows of a job in so many parts of about the same number of rows; none if there are no rows.
-fn split(job: &Job, parts: u32) -> Result<Vec<Vec<&[u8]>>, Failure> {
-    let whole: Vec<&[u8]> = job.iter().map(|b| b.tuples.as_slice()).filter(|t| !t.is_empty()).collect();
+/// Writes rows and takes them back: the SQLSTATE if one of them is refused, or how long the slowest statement took.
+pub(super) async fn trial(
+    connection: &mut PgConnection,
+    tuples: &[u8],
+    pace: Pace,
+) -> Result<Result<Duration, String>, Failure> {
+    pace.answer(connection.execute("BEGIN")).await?;
+    let tried = match copy_all(connection, [tuples], pace).await {
+        Ok(slowest) => Ok(slowest),
+        Err(Failure::Refused(code)) => Err(code),
+        Err(failure) => return Err(failure),
+    };
+    pace.answer(connection.execute("ROLLBACK")).await?;
+    Ok(tried)
+}
+
+/// Sends rows in several statements, each with the statement time-out to itself; how long the slowest took.
+async fn copy_all<'a>(
+    connection: &mut PgConnection,
+    tuples: impl IntoIterator<Item = &'a [u8]>,
+    pace: Pace,
+) -> Result<Duration, Failure> {
+    let mut slowest = Duration::ZERO;
+    for part in split(tuples, pace.statements)? {
+        let begun_at = Instant::now();
+        pace.answer(copy(connection, &part)).await?;
+        slowest = slowest.max(begun_at.elapsed());
+    }
+    Ok(slowest)
+}
+
+/// Rows in so many parts of about the same number of rows; none if there are no rows.
+fn split<'a>(tuples: impl IntoIterator<Item = &'a [u8]>, parts: u32) -> Result<Vec<Vec<&'a [u8]>>, Failure> {
+    let whole: Vec<&[u8]> = tuples.into_iter().filter(|t| !t.is_empty()).collect();
     if parts == 1 || whole.is_empty() {
         return Ok(Some(whole).into_iter().filter(|whole| !whole.is_empty()).collect());
     }
-    let rows: u64 = job.iter().map(|b| b.rows).sum();
-    let rows_max = rows.div_ceil(u64::from(parts)).max(1);
+    let rows = whole.iter().map(|tuples| row::Rows::new(tuples).count()).sum::<usize>();
+    let rows_max = rows.div_ceil(parts as usize).max(1);
     let (mut found, mut part, mut taken) = (Vec::new(), Vec::new(), 0);
     for tuples in whole {
         let (mut start, mut at) = (0, 0);
@@ -99,7 +148,7 @@ fn split(job: &Job, parts: u32) -> Result<Vec<Vec<&[u8]>>, Failure> {
     Ok(found)
 }
 
-pub(super) async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx::Error> {
+async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx::Error> {
     failpoint!("persist.before-copy");
     let mut copy = connection.copy_in_raw(&super::copy_in_statement()).await?;
     let sent: Result<(), sqlx::Error> = async {
@@ -192,3 +241,17 @@ const MOVE_FRONTIERS: &str = "
       AND l.persist_frontier = w.first AND l.persist_day = date '1970-01-01' + w.day_before
       AND l.stopped IS NULL
     RETURNING l.partition";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_statement_has_the_deadline_to_itself_however_many_there_are() {
+        let pace = Pace { statements: 64, deadline: Duration::from_secs(10) };
+        let begun_at = Instant::now();
+        let answer = pace.answer(std::future::pending::<Result<(), sqlx::Error>>()).await;
+        assert!(matches!(answer, Err(Failure::Transient(_))), "{answer:?}");
+        assert_eq!(begun_at.elapsed(), pace.deadline);
+    }
+}

@@ -14,6 +14,7 @@ use feed_worker::registry::Answer;
 use feed_worker::retry::Backoff;
 use futures::future::BoxFuture;
 use rand::Rng;
+use tokio::time::Instant;
 
 use crate::plan::Protection;
 use crate::world::{Me, Service, Shared, World, of};
@@ -125,6 +126,7 @@ impl DeadLetters for Letters {
         Box::pin(async move {
             let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
             loop {
+                of(&self.0.world).letters_tried.push(at);
                 let run = async move |world: Shared| of(&world).letters.push(at);
                 if self.0.call(Service::DeadLetters, "dead letter", run).await.is_ok() {
                     return Ok(());
@@ -143,18 +145,41 @@ pub const SCHEMA: &str = r#"{"type":"record","name":"Interaction","namespace":"v
 
 pub struct Registry(pub Me);
 
+/// How long the registry has to say that there is no such id.
+const MISSING_AFTER: Duration = Duration::from_millis(300);
+
+impl Registry {
+    async fn look_up_until_known(&self, id: u32, missing_after: Duration) -> Answer {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut missing_since = None;
+        loop {
+            let run = async move |world: Shared| {
+                let mut world = of(&world);
+                let behind = world.stale_answers > 0;
+                world.stale_answers = world.stale_answers.saturating_sub(1);
+                !behind && world.schemas.contains(&id)
+            };
+            match self.0.call(Service::Registry, "schema?", run).await {
+                Ok(true) => return Answer::Schema(SCHEMA.to_owned()),
+                Ok(false) => {
+                    let since = *missing_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= missing_after {
+                        return Answer::Missing;
+                    }
+                }
+                Err(_) => missing_since = None,
+            }
+            backoff.wait().await;
+        }
+    }
+}
+
 impl Schemas for Registry {
     fn look_up(&self, id: u32) -> BoxFuture<'_, Answer> {
-        Box::pin(async move {
-            let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-            loop {
-                let run = async move |_: Shared| id == SCHEMA_ID;
-                match self.0.call(Service::Registry, "schema?", run).await {
-                    Ok(true) => return Answer::Schema(SCHEMA.to_owned()),
-                    Ok(false) => return Answer::Missing,
-                    Err(_) => backoff.wait().await,
-                }
-            }
-        })
+        Box::pin(self.look_up_until_known(id, MISSING_AFTER))
+    }
+
+    fn look_again(&self, id: u32) -> BoxFuture<'_, Answer> {
+        Box::pin(self.look_up_until_known(id, Duration::ZERO))
     }
 }

@@ -2,6 +2,7 @@
 //! same state after each.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use feed_worker::config::{Config, Secret};
 use feed_worker::event::{Interaction, InteractionTypes};
@@ -200,7 +201,7 @@ impl Pair {
         };
         let job = vec![batch];
         self.session.connect().await.unwrap();
-        let sql = match self.session.write(&job).await {
+        let sql = match self.session.write(&job, Duration::from_secs(10)).await {
             Ok(()) => {
                 self.session.commit().await.unwrap();
                 "committed"

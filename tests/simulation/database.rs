@@ -297,6 +297,12 @@ impl World {
     }
 }
 
+/// What a statement of a session answers within its deadline.
+async fn in_time<T>(deadline: Duration, call: impl Future<Output = Result<T, String>>) -> Result<T, Failure> {
+    let answer = tokio::time::timeout(deadline, call).await;
+    answer.unwrap_or_else(|_| Err("no answer in time".to_owned())).map_err(Failure::Transient)
+}
+
 /// A lane's session.
 struct LaneSession {
     me: Me,
@@ -331,7 +337,7 @@ impl From<Step> for Result<(), Failure> {
             Step::Done => return Ok(()),
             Step::Gone => Failure::Transient("the session was terminated".to_owned()),
             Step::Duplicate => Failure::Duplicate,
-            Step::Refused => Failure::Refused,
+            Step::Refused => Failure::Refused("22021".to_owned()),
             Step::Blocked => Failure::Blocked("lock timeout".to_owned()),
             Step::Fenced(partitions) => Failure::Fenced(partitions),
         })
@@ -464,20 +470,18 @@ impl outside::Session for LaneSession {
         }
     }
 
-    fn write<'a>(&'a mut self, job: &'a Job) -> BoxFuture<'a, Result<(), Failure>> {
+    fn write<'a>(&'a mut self, job: &'a Job, deadline: Duration) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            let lost = |why: String| Failure::Transient(why);
             let id = self.id().map_err(|e| Failure::Transient(e.to_string()))?;
             let tuples: Vec<u8> = job.iter().flat_map(|batch| batch.tuples.iter().copied()).collect();
             if !tuples.is_empty() {
                 let run = async move |world: Shared| copy(world, id, tuples).await;
-                let copied = self.me.call(Service::Postgres, "copy", run).await.map_err(lost)?;
-                Result::from(copied)?;
+                Result::from(in_time(deadline, self.me.call(Service::Postgres, "copy", run)).await?)?;
             }
             let mut moves: Vec<PartitionBatch> = job.iter().map(frontier_only).collect();
             moves.sort_by_key(|batch| batch.partition);
             let run = async move |world: Shared| compare_and_set(world, id, moves).await;
-            self.me.call(Service::Postgres, "move frontiers", run).await.map_err(lost)?.into()
+            in_time(deadline, self.me.call(Service::Postgres, "move frontiers", run)).await?.into()
         })
     }
 
@@ -519,16 +523,20 @@ impl outside::Session for LaneSession {
         })
     }
 
-    fn trial<'a>(&'a mut self, tuples: &'a [u8]) -> DatabaseFuture<'a, Option<String>> {
+    fn trial<'a>(
+        &'a mut self,
+        tuples: &'a [u8],
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Option<String>, Failure>> {
         let rows = keyed(tuples);
         Box::pin(async move {
-            self.id()?;
+            self.id().map_err(|e| Failure::Transient(e.to_string()))?;
             let run = async move |world: Shared| {
                 let world = of(&world);
                 let refused = rows.iter().any(|((p, o, _), _)| world.refused.contains(&(*p, *o)));
                 refused.then(|| "22021".to_owned())
             };
-            self.me.call(Service::Postgres, "trial", run).await.map_err(world_error)
+            in_time(deadline, self.me.call(Service::Postgres, "trial", run)).await
         })
     }
 

@@ -8,6 +8,7 @@ mod kafka;
 mod ledger;
 mod plan;
 mod run;
+mod scenarios;
 #[path = "../support/postgres.rs"]
 mod server;
 mod shrink;

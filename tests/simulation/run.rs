@@ -76,7 +76,7 @@ async fn simulate(plan: &Plan, verbose: bool) -> Outcome {
     Outcome { trace, counts: world.counts.clone(), wrong: problems, log }
 }
 
-fn config(plan: &Plan) -> Config {
+pub fn config(plan: &Plan) -> Config {
     let mut config = Config::default();
     config.kafka.topic = TOPIC.to_owned();
     config.kafka.assign_deadline_ms = ASSIGN_DEADLINE.as_millis() as u64;
@@ -113,31 +113,9 @@ fn start_worker(world: &Shared, plan: &Plan, slot: usize) {
         guard.count("worker started");
         Me { world: world.clone(), slot, incarnation }
     };
-    let clock = {
-        let me = me.clone();
-        Arc::new(move || {
-            let world = of(&me.world);
-            world.now_ms() + world.workers[me.slot].skew_ms
-        })
-    };
-    let outside = Outside {
-        database: Arc::new(Db(me.clone())),
-        broker: Arc::new(Brokers(me.clone())),
-        store: Arc::new(Bucket(me.clone())),
-        dead_letters: Arc::new(Letters(me.clone())),
-        schemas: Arc::new(Registry(me.clone())),
-        clock,
-        who: Identity {
-            topic: TOPIC.to_owned(),
-            cluster_id: "cluster".to_owned(),
-            group_id: "group".to_owned(),
-            owner: format!("{slot}/{}", me.incarnation),
-        },
-        health: Health::new(Duration::from_secs(60)),
-    };
     let (source, events, end) = Source::pair();
     let (mut pipeline, completions) =
-        Pipeline::start(config(plan), outside, source).expect("the weights are ours");
+        Pipeline::start(config(plan), outside(&me), source).expect("the weights are ours");
     let (stop, stopped) = oneshot::channel::<()>();
     let stop_asked = async move {
         if stopped.await.is_err() {
@@ -163,6 +141,32 @@ fn start_worker(world: &Shared, plan: &Plan, slot: usize) {
     let worker = &mut of(world).workers[slot];
     worker.tasks = tasks.to_vec();
     worker.stop = Some(stop);
+}
+
+/// What one life of a worker talks to.
+pub fn outside(me: &Me) -> Outside {
+    let clock = {
+        let me = me.clone();
+        Arc::new(move || {
+            let world = of(&me.world);
+            world.now_ms() + world.workers[me.slot].skew_ms
+        })
+    };
+    Outside {
+        database: Arc::new(Db(me.clone())),
+        broker: Arc::new(Brokers(me.clone())),
+        store: Arc::new(Bucket(me.clone())),
+        dead_letters: Arc::new(Letters(me.clone())),
+        schemas: Arc::new(Registry(me.clone())),
+        clock,
+        who: Identity {
+            topic: TOPIC.to_owned(),
+            cluster_id: "cluster".to_owned(),
+            group_id: "group".to_owned(),
+            owner: format!("{}/{}", me.slot, me.incarnation),
+        },
+        health: Health::new(Duration::from_secs(60)),
+    }
 }
 
 /// A pipeline that does nothing while its worker is stopped.
@@ -313,7 +317,7 @@ fn append(world: &mut World, plan: &Plan, partition: i32) {
             r#"{{"userId":"{user}","videoId":"{user}","interactionType":"view","timestamp":{timestamp_ms}}}"#
         )
         .into_bytes(),
-        (_, true) => avro_value(&user.to_string(), timestamp_ms),
+        (_, true) => avro_value(SCHEMA_ID, &user.to_string(), timestamp_ms),
     };
     let entry = Entry { kind, timestamp_ms, value };
     world.kafka.log.entry(partition).or_default().push(entry);
@@ -325,7 +329,8 @@ fn append(world: &mut World, plan: &Plan, partition: i32) {
     });
 }
 
-fn avro_value(user: &str, timestamp_ms: i64) -> Vec<u8> {
+/// An event in the one schema that there is, under an id.
+pub fn avro_value(schema_id: u32, user: &str, timestamp_ms: i64) -> Vec<u8> {
     fn long(out: &mut Vec<u8>, value: i64) {
         let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
         while rest >= 0x80 {
@@ -335,7 +340,7 @@ fn avro_value(user: &str, timestamp_ms: i64) -> Vec<u8> {
         out.push(rest as u8);
     }
     let mut out = vec![0];
-    out.extend_from_slice(&SCHEMA_ID.to_be_bytes());
+    out.extend_from_slice(&schema_id.to_be_bytes());
     for text in [user, user, "view"] {
         long(&mut out, text.len() as i64);
         out.extend_from_slice(text.as_bytes());

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::bucket::Object;
+use crate::bucket::{Object, SCHEMA_ID};
 use crate::kafka::Kafka;
 use crate::ledger::Ledger;
 use crate::plan::{Plan, Rates};
@@ -99,6 +99,11 @@ pub struct World {
     pub sessions_begun: u64,
     pub bucket: BTreeMap<String, Object>,
     pub letters: Vec<(i32, i64)>,
+    /// Whatever was tried to be sent to the DLQ.
+    pub letters_tried: Vec<(i32, i64)>,
+    /// What the registry has, and how often it still answers as if it had nothing.
+    pub schemas: BTreeSet<u32>,
+    pub stale_answers: u32,
     /// Records that the database refuses although the worker accepts them.
     pub refused: BTreeSet<(i32, i64)>,
     pub kafka: Kafka,
@@ -133,6 +138,9 @@ impl World {
             sessions_begun: 0,
             bucket: BTreeMap::new(),
             letters: Vec::new(),
+            letters_tried: Vec::new(),
+            schemas: BTreeSet::from([SCHEMA_ID]),
+            stale_answers: 0,
             refused: BTreeSet::new(),
             kafka: Kafka::new(plan.partitions),
             workers,

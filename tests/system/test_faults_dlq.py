@@ -169,6 +169,23 @@ def test_dlq_with_a_tiny_limit_takes_what_fits(case):
     finish(case, worker)
 
 
+def test_letters_that_fit_alone_are_not_cut_for_their_batch(case):
+    """Row 33: the limit is that of a batch. What is refused together goes one by one, and whole."""
+    generator = generate.Generator(406)
+    alter(case, case.dlq_topic, "max.message.bytes", "20000")
+    bad = [
+        generate.Event(b"k", b"not an event: " + base64.b64encode(generator.rng.randbytes(3000)), "bad_framing")
+        for _ in range(60)
+    ]
+    case.produce([*bad, generator.valid()], partition=3)
+    worker = case.start_ready(REJECTS__RATIO_MAX=1)
+    case.wait_drained()
+    letters = sorted(dead_letters(case), key=where)
+    assert [letter.value() for letter in letters] == [event.value for event in bad]
+    assert [name for letter in letters for name in headers(letter) if "truncated" in name] == []
+    finish(case, worker)
+
+
 def alter(case, topic, name, value):
     admin = AdminClient({"bootstrap.servers": case.bootstrap})
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)

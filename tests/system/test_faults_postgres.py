@@ -590,3 +590,23 @@ def test_rows_that_need_longer_than_a_statement_may(case, postgres_log):
     assert postgres_log.count("statement timeout") >= 2, "it was fast enough as it was"
     execute(case, "DROP TRIGGER slow ON user_interactions")
     finish(case, worker)
+
+
+def test_row_that_is_refused_behind_slow_ones(case, postgres_log):
+    """Row 20: the rows before the culprit need longer than a statement may; it is looked for in parts, too."""
+    generator = generate.Generator(115)
+    migrated(case)
+    execute(
+        case,
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$",
+        "CREATE TRIGGER slow BEFORE INSERT ON user_interactions FOR EACH ROW EXECUTE FUNCTION slow()",
+        "ALTER TABLE user_interactions ADD CONSTRAINT no_such CHECK (kafka_offset <> 70)",
+    )
+    case.produce((generator.valid() for _ in range(80)), partition=1)
+    worker = case.start(BATCH__AGE_MS_MAX=2000, **SHORT)
+    case.wait_drained(60)
+    case.wait_exported()
+    assert postgres_log.count("statement timeout") >= 2, "it was fast enough as it was"
+    assert [dict(letter.headers())["__connect.errors.offset"] for letter in dead_letters(case)] == [b"70"]
+    assert case.rows() == 79
+    assert worker.stop() == 0, case.why()

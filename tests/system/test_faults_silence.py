@@ -127,3 +127,28 @@ def test_what_is_away_is_no_silence(make_case, crossing):
     case.wait_exported()
     assert worker.stop() == 0, case.why()
     case.assert_clean()
+
+
+def test_last_batch_that_cannot_be_read_stops_its_partition(case):
+    """A bad checksum with nothing behind it: the worker's client skips it, another one need not. No reason to start anew."""
+    generator = generate.Generator(105)
+    worker = case.start_ready(**SILENCE)
+    case.produce((generator.valid() for _ in range(60)))
+    case.wait_drained()
+    assert worker.stop() == 0, case.why()
+    case.produce([generator.valid()], partition=2)
+    end = case.end_offsets()[2]
+    (log,) = case.stack.folder.glob(f"**/{case.topic}-2/00000000000000000000.log")
+    with open(log, "r+b") as file:
+        file.seek(-20, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 0xFF]))
+    worker = case.start(**SILENCE)
+    case.wait(lambda: case.query("SELECT 1 FROM partition_ledger WHERE stopped = 'unreadable'"), "the partition to stop", 60)
+    assert worker.alive and "a record that may be unreadable is fetched again" in worker.log()
+    assert case.frontiers()[2][0] == end - 1
+    case.produce((generator.valid() for _ in range(60)), partition=3)
+    ends = case.end_offsets()
+    case.wait(lambda: case.frontiers()[3][0] == ends[3], "another partition drained")
+    assert worker.stop() == 0, case.why()

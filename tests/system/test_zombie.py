@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+import crash_case
 import generate
 import harness
 
@@ -89,5 +90,33 @@ def test_stopped_longer_than_everything(case):
     after = (case.frontiers(), case.rows(), sorted(case.keys()))
     assert after[1:] == before[1:]
     assert {n: found[:2] for n, found in after[0].items()} == {n: found[:2] for n, found in before[0].items()}
+    assert zombie.stop() == 0, case.why()
+    case.assert_clean()
+
+
+def test_owner_that_wakes_in_the_middle_of_persisting(stack, make_case):
+    """Its frontier is still the ledger's, for its heir has written nothing yet: only its epoch is old, and that is enough."""
+    case = make_case(stack, program=crash_case.program())
+    generator = generate.Generator(7)
+    # Its transaction is to outlive the heir's takeover.
+    long = {"POSTGRES__STATEMENT_TIMEOUT_MS": 60_000, "POSTGRES__DEADLINE_MS": 70_000, "HEALTH__STALL_MS": 90_000}
+    zombie = case.start("zombie", _FAILPOINTS="persist.before-copy=stop", BATCH__AGE_MS_MAX=500, **long)
+    case.wait(lambda: len(case.owned(zombie)) == 6, "the owner")
+    case.produce(generator.valid() for _ in range(300))
+    case.wait(lambda: crash_case.state_of(zombie) == "T", "it to stop before its rows")
+    stopped_at = case.query("SELECT clock_timestamp()")[0][0]
+    before = case.frontiers()
+    heir = case.start("heir", BATCH__AGE_MS_MAX=600_000)
+    case.wait(lambda: len(case.owned(heir)) == 6 and case.frontiers() != before, "all with the heir")
+    assert case.rows() == 0 and all(found[0] == 0 for found in case.frontiers().values())
+    zombie.signal(signal.SIGCONT)
+    fenced = "another owner has the partition"
+    case.wait(lambda: fenced in zombie.log() or case.rows() > 0, "the end of its transaction")
+    # What is of records that were read before it stopped is its own.
+    assert case.query("SELECT count(*) FROM user_interactions WHERE ingested_at <= %s", (stopped_at,)) == [(0,)]
+    assert fenced in zombie.log()
+    assert heir.stop() == 0, case.why()
+    case.wait_drained()
+    case.wait_exported()
     assert zombie.stop() == 0, case.why()
     case.assert_clean()
