@@ -121,7 +121,7 @@ pub struct Partition {
     pub repair: Option<AbortOnDrop>,
     /// The client could not read something: the next jump may hide records.
     pub suspect: bool,
-    /// How often it began again because of that.
+    /// How often it began again because of that, at the offset that comes next.
     pub unreadable: u32,
     /// The upload that is on its way; it ends with the partition.
     pub upload: Option<AbortOnDrop>,
@@ -367,6 +367,9 @@ impl Partition {
         };
         if record.offset > self.expected && self.suspect {
             return Err(Taken::Unreadable);
+        }
+        if record.offset == self.expected {
+            self.unreadable = 0;
         }
         let recorded_at_ms = timestamp_ms.max(row::day_start_ms(self.open.day));
         let rejected = match decoder.decode(chunk.value(record), timestamp_ms) {

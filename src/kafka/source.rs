@@ -5,6 +5,8 @@
 //!    and polling goes on, so that `max.poll.interval.ms` is never missed.
 //! 3. Nothing else touches the consumer; commands reach it through a queue.
 
+mod positions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -128,6 +130,9 @@ impl Source {
             committed_at: Instant::now(),
             full_since: None,
             paused: false,
+            noted: 0,
+            unreadable_at: None,
+            fetch_again_at: None,
         };
         std::thread::Builder::new()
             .name("kafka-poll".into())
@@ -177,6 +182,12 @@ struct Poller {
     committed_at: Instant,
     full_since: Option<Instant>,
     paused: bool,
+    /// The assignment that was last taken note of.
+    noted: u64,
+    /// When the client could not read something last.
+    unreadable_at: Option<Instant>,
+    /// When partitions whose position may be lost are fetched again.
+    fetch_again_at: Option<Instant>,
 }
 
 impl Poller {
@@ -195,6 +206,7 @@ impl Poller {
             if self.consumer.context().take_rejoin() {
                 self.rejoin(Duration::from_secs(1));
             }
+            self.fetch_again_if_due();
             self.commit_if_due();
         }
         // Dropping the consumer leaves the group; its revoke callback finds nobody to ask.
@@ -267,39 +279,6 @@ impl Poller {
         let _ = if hold { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
     }
 
-    fn restart(&mut self, partition: i32, offset: i64) {
-        self.hand_over();
-        self.held.remove(&partition);
-        let context = self.consumer.context().clone();
-        context.set_stopped(partition, false);
-        let mut list = TopicPartitionList::new();
-        if list.add_partition_offset(&self.topic, partition, Offset::Offset(offset)).is_err() {
-            return;
-        }
-        match self.begin_again(&list) {
-            Ok(()) => {
-                self.next.insert(partition, offset);
-                let assignment = context.next_assignment();
-                self.chunk.assignment = assignment;
-                let _ = self.end.events.send(SourceEvent::Restarted { partition, assignment });
-                if self.paused {
-                    self.set_paused(true);
-                }
-            }
-            Err(error) => {
-                tracing::warn!(partition, %error, "cannot begin the partition again: joining the group again");
-                context.ask_rejoin();
-            }
-        }
-    }
-
-    fn begin_again(&self, list: &TopicPartitionList) -> KafkaResult<()> {
-        self.consumer.incremental_unassign(list)?;
-        failpoint!(blocking "restart.in-poll-thread");
-        self.consumer.incremental_assign(list)?;
-        self.consumer.resume(list)
-    }
-
     /// Polls until the chunk is full or nothing more is there, and hands it over.
     fn fill_chunk(&mut self) {
         let mut wait = POLL_WAIT;
@@ -324,40 +303,49 @@ impl Poller {
 
     /// Takes one event from the client; true = a record was added to the chunk.
     fn poll_once(&mut self, wait: Duration) -> bool {
-        let error = match self.consumer.poll(wait) {
-            None => return self.close_chunk_of_old_assignment(),
+        let polled = match self.consumer.poll(wait) {
+            None => Ok(false),
             Some(Ok(message)) => {
-                Self::take(
-                    &mut self.chunk,
-                    &self.end,
-                    self.consumer.context().assignment(),
-                    &mut self.next,
-                    &message,
-                );
-                return true;
+                let context = self.consumer.context();
+                if self.noted != context.assignment() {
+                    Self::note_starts(context, &mut self.held, &mut self.next);
+                }
+                Self::take(&mut self.chunk, &self.end, context.assignment(), &mut self.next, &message);
+                Ok(true)
             }
-            Some(Err(error)) => error,
+            Some(Err(error)) => Err(error),
         };
-        self.on_error(&error);
-        false
+        self.note_assignment();
+        polled.unwrap_or_else(|error| {
+            self.on_error(&error);
+            false
+        })
     }
 
-    /// A rebalance ran inside the poll: what was gathered before it belongs to the old assignment.
-    fn close_chunk_of_old_assignment(&mut self) -> bool {
-        if self.chunk.assignment != self.consumer.context().assignment() {
-            self.hand_over();
-            let assignment = self.consumer.context().assignment();
-            self.chunk.assignment = assignment;
-            let starts = self.consumer.context().take_starts();
-            // What was held before belongs to an earlier ownership.
-            self.held.retain(|partition| !starts.contains_key(partition));
-            self.next.extend(starts);
-            if self.paused {
-                // New partitions come unpaused, and there is still no room.
-                self.set_paused(true);
-            }
+    /// A rebalance may have run inside the poll, whatever else came of it: what was gathered before it belongs to the
+    /// old assignment.
+    fn note_assignment(&mut self) {
+        let assignment = self.consumer.context().assignment();
+        if self.noted == assignment {
+            return;
         }
-        false
+        self.noted = assignment;
+        if self.chunk.assignment != assignment {
+            self.hand_over();
+            self.chunk.assignment = assignment;
+        }
+        Self::note_starts(self.consumer.context(), &mut self.held, &mut self.next);
+        if self.paused {
+            // New partitions come unpaused, and there is still no room.
+            self.set_paused(true);
+        }
+    }
+
+    /// Partitions that begin: what was held of them before belongs to an earlier ownership.
+    fn note_starts(context: &GroupContext, held: &mut BTreeSet<i32>, next: &mut BTreeMap<i32, i64>) {
+        let starts = context.take_starts();
+        held.retain(|partition| !starts.contains_key(partition));
+        next.extend(starts);
     }
 
     fn take(
@@ -395,10 +383,13 @@ impl Poller {
                 code @ (RDKafkaErrorCode::BadMessage
                 | RDKafkaErrorCode::BadCompression
                 | RDKafkaErrorCode::InvalidMessage
+                // A format that does not exist: what the client takes for records is none.
+                | RDKafkaErrorCode::NotImplemented
                 | RDKafkaErrorCode::Fail),
             ) => {
                 crate::telemetry::metrics::source_error();
                 tracing::error!(error = %code, "records were fetched that cannot be read");
+                self.unreadable_at = Some(Instant::now());
                 self.hand_over();
                 let _ = self.end.events.send(SourceEvent::Unreadable);
             }
@@ -410,39 +401,6 @@ impl Poller {
         }
     }
 
-    /// The client does not say which partition is out of range: compare each with its broker.
-    fn find_out_of_range(&mut self) {
-        let context = self.consumer.context().clone();
-        self.next.extend(context.take_starts());
-        let Ok(assigned) = self.consumer.assignment() else { return };
-        let mut found = false;
-        for element in assigned.elements() {
-            let partition = element.partition();
-            let Some(&at) = self.next.get(&partition) else { continue };
-            if context.is_stopped(partition) {
-                continue;
-            }
-            match self.consumer.fetch_watermarks(&self.topic, partition, Duration::from_secs(5)) {
-                Ok((low, high)) if low > at || high < at => {
-                    found = true;
-                    context.set_stopped(partition, true);
-                    self.hold(partition, true);
-                    self.held.remove(&partition);
-                    self.hand_over();
-                    let event = SourceEvent::OutOfRange { partition, next: at, low, high };
-                    let _ = self.end.events.send(event);
-                }
-                Ok(_) => {}
-                Err(error) => tracing::warn!(partition, %error, "cannot ask for the offsets"),
-            }
-        }
-        if !found {
-            // The fetch position is lost and its partition unknown: a new assignment restores it.
-            tracing::warn!("an offset was out of range, but no partition is: joining the group again");
-            self.rejoin(Duration::from_secs(1));
-        }
-    }
-
     fn rejoin(&mut self, wait: Duration) {
         self.hand_over();
         self.consumer.unsubscribe();
@@ -451,6 +409,7 @@ impl Poller {
             self.poll_once(POLL_WAIT);
         }
         self.held.clear();
+        self.fetch_again_at = None;
         if let Err(error) = self.consumer.subscribe(&[&self.topic]) {
             let _ = self.end.events.send(SourceEvent::Fatal(format!("cannot subscribe again: {error}")));
         }

@@ -72,9 +72,7 @@ impl Pipeline {
         if chunk.assignment < partition.assignment || partition.leaving || partition.flood.is_some() {
             return Ok(());
         }
-        let full = partition.open.rows + partition.open.rejects >= self.config.batch.rows_max as u64;
-        let full = full || self.has_many_letters(partition);
-        let late = full && partition.wait.is_none() && self.is_stuck(partition);
+        let late = partition.wait.is_none() && self.is_stuck(partition) && self.is_full(partition);
         let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
         if late {
             let letters = !partition.letters.is_empty();
@@ -124,10 +122,14 @@ impl Pipeline {
         outcome
     }
 
-    /// Whether a partition has dead letters on their way, and all of them together take a batch's bytes.
-    fn has_many_letters(&self, partition: &Partition) -> bool {
-        let bytes = || self.partitions.values().map(|p| p.letters.bytes()).sum::<usize>();
-        !partition.letters.is_empty() && bytes() >= self.config.batch.bytes_max
+    /// Whether a partition whose batches are not written has taken enough: the rows of a batch, or its part of what all
+    /// together may hold of rows, or of dead letters.
+    fn is_full(&self, partition: &Partition) -> bool {
+        let batch = &self.config.batch;
+        let bytes = |of: fn(&Partition) -> usize| self.partitions.values().map(of).sum::<usize>();
+        partition.open.rows + partition.open.rejects >= batch.rows_max as u64
+            || partition.has_open() && bytes(|p| p.open.tuples.len()) >= batch.bytes_max
+            || !partition.letters.is_empty() && bytes(|p| p.letters.bytes()) >= batch.bytes_max
     }
 
     /// Sends rejected records to the DLQ.

@@ -318,6 +318,30 @@ fn dead_letters_that_wait_take_a_bounded_memory() {
     });
 }
 
+#[test]
+fn rows_that_wait_take_a_bounded_memory() {
+    let small = |config: &mut Config| config.batch.bytes_max = 40_000;
+    play(small, async |mut stage| {
+        stage.assign().await;
+        stage.away(Service::Postgres, true);
+        let filler = "x".repeat(2_000);
+        for offset in 0..100 {
+            let user = user(0, offset);
+            let now_ms = of(&stage.world).broker_ms();
+            let event = format!(
+                r#"{{"userId":"{user}","videoId":"{user}","interactionType":"view","timestamp":{now_ms},"filler":"{filler}"}}"#
+            );
+            stage.append(Kind::Good, Some(event.into_bytes()));
+        }
+        stage.deliver(0..100);
+        sleep(Duration::from_secs(10)).await;
+        let held = stage.end.commands.try_iter().any(|command| matches!(command, Command::Hold(0, true)));
+        assert!(held, "more is fetched although the rows of two batches wait");
+        stage.away(Service::Postgres, false);
+        stage.until_persisted(100).await;
+    });
+}
+
 /// Three records are persisted; the partition comes back, and the one before the frontier is to be compared.
 async fn comes_back(stage: &mut Stage) {
     stage.assign().await;
