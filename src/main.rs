@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use feed_worker::command::{self, Cli};
+use feed_worker::kafka::security;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -23,7 +24,11 @@ fn main() -> ExitCode {
     match command::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("feed-worker: {failure}");
+            let text = failure.to_string();
+            eprintln!("feed-worker: {text}");
+            if let Some(advice) = security::advice_on_creation(&text) {
+                eprintln!("  {advice}");
+            }
             ExitCode::from(failure.code())
         }
     }

@@ -6,14 +6,46 @@
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id};
+use schema_registry_converter::async_impl::schema_registry::{
+    SrSettings, SrSettingsBuilder, get_schema_by_id,
+};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{RawError, SchemaType};
 
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::outside::Schemas;
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
+
+/// Who a client of the registry is, for every command alike.
+#[derive(Debug, Clone)]
+pub enum RegistryAuth {
+    Basic { username: String, password: Option<Secret> },
+    Bearer(Secret),
+}
+
+impl RegistryAuth {
+    /// None: nobody in particular.
+    pub fn of(config: &Config) -> Option<Self> {
+        let registry = &config.registry;
+        if let Some(token) = &registry.token {
+            return Some(RegistryAuth::Bearer(token.clone()));
+        }
+        let username = registry.username.clone()?;
+        Some(RegistryAuth::Basic { username, password: registry.password.clone() })
+    }
+
+    pub fn set(&self, builder: &mut SrSettingsBuilder) {
+        match self {
+            RegistryAuth::Basic { username, password } => {
+                builder.set_basic_authorization(username, password.as_ref().map(Secret::expose));
+            }
+            RegistryAuth::Bearer(token) => {
+                builder.set_token_authorization(token.expose());
+            }
+        }
+    }
+}
 
 /// Looks schemas up.
 pub struct Registry {
@@ -36,9 +68,8 @@ impl Registry {
         let registry = &config.registry;
         let mut builder = SrSettings::new_builder(registry.url.trim_end_matches('/').to_owned());
         builder.set_timeout(Duration::from_millis(registry.timeout_ms));
-        if let Some(username) = &registry.username {
-            let password = registry.password.as_ref().map(|p| p.expose().to_owned());
-            builder.set_basic_authorization(username, password.as_deref());
+        if let Some(auth) = RegistryAuth::of(config) {
+            auth.set(&mut builder);
         }
         Ok(Registry {
             settings: builder.build()?,

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
-from . import clock, kafka, postgres, registry_process, s3
+from . import clock, kafka, kafka_security, postgres, registry_process, s3
 from .process import StackError
 from .settings import ROOT, Settings
 
@@ -39,6 +39,8 @@ def _parser():
     shift.add_argument("--clock-at", type=_clock_at, metavar="'YYYY-MM-DD HH:MM:SS'", help="the same, to a UTC time")
     up.add_argument("--jvm-as-shipped", action="store_true", default=None, help="brokers with Kafka's own JVM settings: slower to start, faster after")
     up.add_argument("--postgres-fast", action="store_true", default=None, help="no fsync: what a crash of the machine would lose")
+    up.add_argument("--kafka-security", action="store_true", default=None,
+                    help="two more listeners of each broker: SASL_SSL (SCRAM-SHA-512, OAUTHBEARER) and SSL (certificates)")
     command("down", "end everything and remove its data; the logs stay in DIR/log")
     command("status", "what runs, and where; exit code 1 unless everything does")
     run = command("run", "run a command with DIR/env and under the stack's clock")
@@ -98,6 +100,7 @@ def _chosen(arguments):
         "clock_offset_s": offset_s,
         "postgres_fast": arguments.postgres_fast,
         "jvm_as_shipped": arguments.jvm_as_shipped,
+        "kafka_security": arguments.kafka_security,
     }
     return {name: value for name, value in asked.items() if value is not None}
 
@@ -120,6 +123,8 @@ def _settings_for_up(arguments):
     postgres.make_temporary_folder(settings)
     settings.save()
     clock.compile_library(settings)
+    if settings.kafka_security:
+        kafka_security.make_certificates(settings)
     return settings
 
 
@@ -150,7 +155,7 @@ def _down(settings):
     registry_process.stop(settings)
     postgres.stop(settings, "immediate")
     postgres.remove_temporary_folder(settings)
-    for name in ("kafka", "s3", "versitygw-metadata", "run"):
+    for name in ("kafka", "s3", "tls", "versitygw-metadata", "run"):
         shutil.rmtree(settings.folder / name, ignore_errors=True)
     for name in ("registry.json", "env", "state.json"):
         (settings.folder / name).unlink(missing_ok=True)

@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 
+from . import kafka_security
 from .process import Process, StackError, accepts_connections
 from .settings import KAFKA_LIBS
 
@@ -36,15 +37,19 @@ def _properties(settings, node):
     client = f"PLAINTEXT://127.0.0.1:{ports[f'broker-{node}']}"
     # Brokers tell their clients where to connect next, so a fault proxy needs a listener that tells the proxy's address.
     proxied, proxy = (f"PROXIED://{address}" for address in settings.proxied_broker(node))
+    further = kafka_security.listeners(settings, node) if settings.kafka_security else {}
+    names = "".join(f",{name}://{address}" for name, (_, address) in further.items())
+    protocols = "".join(f",{name}:{protocol}" for name, (protocol, _) in further.items())
     return {
+        **(kafka_security.properties(settings, node) if settings.kafka_security else {}),
         "process.roles": "broker,controller",
         "node.id": node,
         "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{ports[f'controller-{n}']}" for n in nodes),
-        "listeners": f"{client},{proxied},CONTROLLER://127.0.0.1:{ports[f'controller-{node}']}",
-        "advertised.listeners": f"{client},{proxy}",
+        "listeners": f"{client},{proxied}{names},CONTROLLER://127.0.0.1:{ports[f'controller-{node}']}",
+        "advertised.listeners": f"{client},{proxy}{names}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}",
         "log.dirs": _data(settings, node),
         "num.network.threads": 2,
         "num.io.threads": 4,
@@ -95,8 +100,9 @@ def start(settings, node):
 
 
 def _format(settings, node, configuration):
+    options = kafka_security.format_options() if settings.kafka_security else []
     done = subprocess.run(
-        _java(JVM, "kafka.tools.StorageTool", "format", "-t", settings.cluster_id, "-c", str(configuration)),
+        _java(JVM, "kafka.tools.StorageTool", "format", "-t", settings.cluster_id, "-c", str(configuration), *options),
         capture_output=True,
         text=True,
         check=False,

@@ -38,6 +38,7 @@ class Settings:
     clock_offset_s: int = 0
     postgres_fast: bool = False
     jvm_as_shipped: bool = False
+    kafka_security: bool = False
     cluster_id: str = field(default_factory=new_cluster_id)
     ports: dict = field(default_factory=dict)
     # Postgres refuses to run as root, and its user may not be able to enter the repository: its data lie elsewhere.
@@ -65,6 +66,7 @@ class Settings:
         names = ["postgres", "s3", "registry"]
         for node in self.nodes():
             names += [f"broker-{node}", f"controller-{node}", f"proxied-{node}", f"proxy-{node}"]
+            names += [f"{one}-{node}" for one in ("sasl-ssl", "ssl") if self.kafka_security]
         self.ports = dict(zip(names, free_ports(len(names))))
 
     def nodes(self):
@@ -121,6 +123,12 @@ class Settings:
             "STACK_POSTGRES_DATA": self.postgres_data(),
             "STACK_CLOCK_OFFSET_S": self.clock_offset_s,
         }
+        if self.kafka_security:
+            # The brokers' certificates are for this name, and for no address.
+            for name in ("sasl-ssl", "ssl"):
+                servers = ",".join(f"localhost:{self.ports[f'{name}-{node}']}" for node in self.nodes())
+                values[f"STACK_KAFKA_{name.upper().replace('-', '_')}"] = servers
+            values["STACK_KAFKA_TLS_DIR"] = self.folder / "tls"
         if self.s3 == "builtin":
             values["STACK_S3_FAULT_URL"] = f"http://127.0.0.1:{self.ports['s3']}/_fault"
         clock = self.clock_env()

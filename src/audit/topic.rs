@@ -4,8 +4,7 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::ClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::metadata::{MetadataPartition, MetadataTopic};
@@ -13,6 +12,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
 use super::Trouble;
+use crate::kafka::probe::connect;
 
 /// Bytes of records that wait to be looked at; three batches may.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -39,15 +39,6 @@ impl Record {
     }
 }
 
-/// Errors of the client are told by whoever asked.
-struct Silent;
-
-impl ClientContext for Silent {
-    fn error(&self, _: KafkaError, _: &str) {}
-}
-
-impl ConsumerContext for Silent {}
-
 #[derive(Clone)]
 pub struct Topics {
     config: ClientConfig,
@@ -72,7 +63,7 @@ impl Topics {
     pub async fn bounds(&self, topic: &str) -> Result<Vec<(i32, i64, i64)>, Trouble> {
         let (config, topic) = (self.config.clone(), topic.to_owned());
         blocking(move || {
-            let consumer: BaseConsumer<Silent> = config.create_with_context(Silent).map_err(trouble)?;
+            let consumer = connect(&config).map_err(trouble)?;
             let metadata = consumer.fetch_metadata(Some(&topic), ASK_TIMEOUT).map_err(trouble)?;
             let mut numbers: Vec<i32> = metadata
                 .topics()
@@ -103,7 +94,7 @@ impl Topics {
         let (mut config, topic, numbers) = (self.config.clone(), topic.to_owned(), numbers.to_vec());
         config.set("group.id", group);
         blocking(move || {
-            let consumer: BaseConsumer<Silent> = config.create_with_context(Silent).map_err(trouble)?;
+            let consumer = connect(&config).map_err(trouble)?;
             let mut list = TopicPartitionList::new();
             for number in numbers {
                 list.add_partition(&topic, number);
@@ -154,7 +145,7 @@ fn read(
     if from >= upto {
         return Ok(());
     }
-    let consumer: BaseConsumer<Silent> = config.create_with_context(Silent).map_err(trouble)?;
+    let consumer = connect(config).map_err(trouble)?;
     let assign = |offset: i64| -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offset))?;

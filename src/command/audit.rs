@@ -19,8 +19,9 @@ use crate::audit::report::{Before, Report};
 use crate::audit::table::{Snapshot, Table};
 use crate::audit::topic::Topics;
 use crate::audit::{Audit, LookUp, Produced, Settings, Trouble, event, row};
-use crate::config::{Address, Config, Secret};
+use crate::config::{Address, Config};
 use crate::export::object::S3;
+use crate::registry::RegistryAuth;
 
 /// Compare the topic, the DLQ, the table, the bucket and the ledger, by code that is not the worker's.
 ///
@@ -153,8 +154,8 @@ fn look_up(config: &Config) -> Result<LookUp, Failure> {
     let registry = &config.registry;
     let mut builder = SrSettings::new_builder(registry.url.trim_end_matches('/').to_owned());
     builder.set_timeout(Duration::from_millis(registry.timeout_ms));
-    if let Some(username) = &registry.username {
-        builder.set_basic_authorization(username, registry.password.as_ref().map(Secret::expose));
+    if let Some(auth) = RegistryAuth::of(config) {
+        auth.set(&mut builder);
     }
     let settings = builder.build().map_err(|error| anyhow::anyhow!("registry client: {error}"))?;
     let ask = move |id: u32| -> futures::future::BoxFuture<'static, Result<Option<String>, String>> {

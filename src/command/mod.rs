@@ -21,6 +21,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Address, Config, ConfigError, Provenance};
 use crate::event::InteractionTypes;
+use crate::registry::RegistryAuth;
 use crate::telemetry;
 
 /// What a command ends with when it does not succeed. The numbers are in the README.
@@ -163,21 +164,20 @@ pub struct ClientContext {
     pub topic: String,
     pub dlq_topic: String,
     pub registry_url: String,
-    pub registry_auth: Option<(String, String)>,
+    pub registry_auth: Option<RegistryAuth>,
     pub types: InteractionTypes,
 }
 
 impl ClientContext {
     fn new(config: &Config) -> Result<Self, Failure> {
         let registry = &config.registry;
-        let password = registry.password.as_ref().map(|p| p.expose().to_owned());
         let types = InteractionTypes::parse(&config.interactions.weights);
         Ok(ClientContext {
             kafka: crate::kafka::client_config(config),
             topic: config.kafka.topic.clone(),
             dlq_topic: config.kafka.dlq_topic.clone(),
             registry_url: registry.url.clone(),
-            registry_auth: registry.username.clone().zip(password),
+            registry_auth: RegistryAuth::of(config),
             // Refused when the configuration was checked, if it cannot be read.
             types: types.map_err(anyhow::Error::msg)?,
         })

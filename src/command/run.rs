@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::error::KafkaError;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, INTERRUPTED, migrate};
@@ -75,7 +76,7 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
     prove_store(store.as_ref(), &config.s3.prefix).await?;
     let who = Identity {
         topic: config.kafka.topic.clone(),
-        cluster_id: cluster_id(config).await,
+        cluster_id: cluster_id(config).await?,
         group_id: config.kafka.group_id.clone(),
         owner: format!("{}/{}", config.kafka.client_id, std::process::id()),
     };
@@ -157,14 +158,18 @@ async fn prove_store(store: &dyn ObjectStore, prefix: &str) -> Result<(), Failur
     }
 }
 
-async fn cluster_id(config: &Config) -> String {
+async fn cluster_id(config: &Config) -> Result<String, Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     loop {
         let client = crate::kafka::client_config(config);
         let ask = move || probe::cluster_id(&client, Duration::from_secs(5));
         match tokio::task::spawn_blocking(ask).await {
-            Ok(Ok(Some(id))) => return id,
+            Ok(Ok(Some(id))) => return Ok(id),
             Ok(Ok(None)) => tracing::warn!("the brokers do not say which cluster they are: asking again"),
+            // A file or a setting that cannot be used: no broker was asked, and waiting does not help.
+            Ok(Err(error @ KafkaError::ClientCreation(_))) => {
+                return Err(anyhow::Error::new(error).context("starting the Kafka client").into());
+            }
             Ok(Err(error)) => {
                 metrics::retried("kafka");
                 tracing::warn!(%error, "the brokers do not answer: asking again");

@@ -1,5 +1,7 @@
 //! What no single key can know. Every check names the keys, where their values came from, and what to do.
 
+mod security;
+
 use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
@@ -87,6 +89,7 @@ pub fn check(config: &Config, provenance: &Provenance) -> Result<(), ConfigError
     above_zero(config, &mut checks);
     names(config, &mut checks);
     kafka(config, &mut checks);
+    security::check(config, &mut checks);
     addresses(config, &mut checks);
     deadlines(config, &mut checks);
     sizes(config, &mut checks);
@@ -249,6 +252,11 @@ fn addresses(config: &Config, checks: &mut Checks<'_>) {
         config.registry.username.is_some() || config.registry.password.is_none(),
         &["registry.password", "registry.username"],
         "a password needs a user: set both or neither",
+    );
+    checks.that(
+        config.registry.token.is_none() || config.registry.username.is_none(),
+        &["registry.token", "registry.username"],
+        "are two ways to say who one is: set one of them",
     );
 }
 

@@ -17,11 +17,13 @@ pub enum Format {
     Json,
 }
 
+/// Keys whose values are secrets. By environment each may be given by a file instead: `…_FILE`.
+pub(super) const SECRETS: [&str; 5] =
+    ["postgres.url", "registry.password", "registry.token", "kafka.password", "kafka.private_key_password"];
+
 /// Whether the value of a key must never be shown.
 pub(super) fn is_secret(key: &str) -> bool {
-    key == "postgres.url"
-        || key == "registry.password"
-        || key.strip_prefix("kafka.properties.").is_some_and(properties::is_secret)
+    SECRETS.contains(&key) || key.strip_prefix("kafka.properties.").is_some_and(properties::is_secret)
 }
 
 impl Config {

@@ -20,6 +20,21 @@ pub enum LogFormat {
     Human,
 }
 
+/// How a Kafka client says who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KafkaAuth {
+    /// Not by SASL: not at all, by a certificate, or as `kafka.properties` say.
+    #[default]
+    None,
+    /// SASL/SCRAM-SHA-512.
+    Scram,
+    /// Amazon MSK's IAM, by SASL/OAUTHBEARER.
+    MskIam,
+    /// SASL/OAUTHBEARER with a JWT that another program keeps in a file.
+    TokenFile,
+}
+
 sections! {
     /// The brokers, the two topics, and the consumer group.
     kafka: Kafka {
@@ -67,7 +82,29 @@ sections! {
         /// Work on a topic with `message.timestamp.type=CreateTime` too. Then producers' clocks decide what
         /// day a record belongs to, and days close late or never.
         allow_create_time: bool = false;
-        /// Further librdkafka properties, for security above all (`sasl.*`, `ssl.*`). Keys that the worker
+        /// How this client says who it is: `none` (or by certificate), `scram` (SASL/SCRAM-SHA-512), `msk_iam`
+        /// (Amazon MSK; credentials from the usual AWS places), `token_file` (SASL/OAUTHBEARER). All but `none`
+        /// need `kafka.tls`.
+        auth: KafkaAuth = KafkaAuth::None;
+        /// TLS to the brokers, with their certificates and names checked.
+        tls: bool = false;
+        /// PEM file of the CAs that brokers' certificates may be of. Unless set: the system's.
+        ca_file: Option<String> = None;
+        /// PEM file of this client's certificate, for brokers that want one (mTLS).
+        certificate_file: Option<String> = None;
+        /// PEM file of the certificate's private key.
+        private_key_file: Option<String> = None;
+        /// Password of the private key, if it has one.
+        private_key_password: Option<Secret> = None;
+        /// User, for `kafka.auth: scram`.
+        username: Option<String> = None;
+        /// Password, for `kafka.auth: scram`.
+        password: Option<Secret> = None;
+        /// File of the JWT, for `kafka.auth: token_file`; read again every minute at the least.
+        token_file: Option<String> = None;
+        /// AWS region of the brokers, for `kafka.auth: msk_iam`. Unless set: `s3.region`.
+        region: Option<String> = None;
+        /// Further librdkafka properties. Keys that the worker
         /// sets itself are refused. By environment: `FEED_WORKER_KAFKA__PROPERTIES__SASL_MECHANISM`.
         properties: Properties = Properties::default();
     }
@@ -80,6 +117,8 @@ sections! {
         username: Option<String> = None;
         /// Password for HTTP basic authentication.
         password: Option<Secret> = None;
+        /// Token for HTTP bearer authentication.
+        token: Option<Secret> = None;
         /// Deadline of one look-up. Larger: a hanging registry is noticed later. Smaller: a slow one counts as
         /// an outage, and partitions wait.
         timeout_ms: u64 = 3_000;

@@ -5,6 +5,7 @@ use std::path::Path;
 use figment::value::{Dict, Map, Value};
 use figment::{Error, Metadata, Profile, Provider};
 
+use super::dump::SECRETS;
 use super::error::ConfigError;
 use super::keys::SECTIONS;
 
@@ -90,7 +91,14 @@ pub fn environment(variables: &[(String, String)]) -> Result<Vec<Layer>, ConfigE
             continue;
         }
         let path = variable_path(rest).map_err(|hint| ConfigError::one(name, "environment", hint))?;
-        layers.push(Layer::of_one(variable(name), &path, value));
+        match secret_of_file(&path) {
+            Some(path) => {
+                let source = format!("file {value}, named by environment variable {name}");
+                let secret = read_secret(value).map_err(|why| ConfigError::one(name, "environment", why))?;
+                layers.push(Layer::of_one(source, &path, &secret));
+            }
+            None => layers.push(Layer::of_one(variable(name), &path, value)),
+        }
     }
     Ok(layers)
 }
@@ -118,6 +126,23 @@ fn variable_path(rest: &str) -> Result<Vec<String>, String> {
         return Ok(vec![section.to_owned(), PROPERTIES.to_owned(), property]);
     }
     Ok(vec![section.to_owned(), key.to_owned()])
+}
+
+/// `registry.password_file` → `registry.password`, and so on for every secret.
+fn secret_of_file(path: &[String]) -> Option<Vec<String>> {
+    let joined = path.join(".");
+    let key = joined.strip_suffix("_file").filter(|key| SECRETS.contains(key))?;
+    Some(key.split('.').map(str::to_owned).collect())
+}
+
+/// A secret as it is mounted: without the line break that editors put at the end.
+fn read_secret(path: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("names a file that cannot be read: {error}; name one that can"))?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err("names a file that is empty: write the secret into it".to_owned()),
+        secret => Ok(secret.to_owned()),
+    }
 }
 
 const PROPERTIES_SECTION: &str = "kafka";

@@ -17,6 +17,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
+use super::Quiet;
 use crate::config::Config;
 use crate::event::Reject;
 use crate::failpoint::failpoint;
@@ -172,9 +173,9 @@ fn schema_id(value: Option<&[u8]>) -> Option<u32> {
 
 /// The dead-letter topic.
 pub struct DeadLetterTopic {
-    producer: FutureProducer,
+    producer: FutureProducer<Quiet>,
     /// Sends each letter in a batch of its own; made when it is first needed.
-    singly: OnceCell<FutureProducer>,
+    singly: OnceCell<FutureProducer<Quiet>>,
     client: ClientConfig,
     topic: String,
     dlq_topic: String,
@@ -195,7 +196,7 @@ impl DeadLetterTopic {
         // Records that were read can be as large as the broker allows; let the broker say no.
         client.set("message.max.bytes", "100000000");
         Ok(DeadLetterTopic {
-            producer: client.create()?,
+            producer: client.create_with_context(Quiet::default())?,
             singly: OnceCell::new(),
             client,
             topic: config.kafka.topic.clone(),
@@ -236,11 +237,13 @@ impl DeadLetterTopic {
         }
     }
 
-    async fn producer(&self, alone: bool) -> Result<&FutureProducer, KafkaError> {
+    async fn producer(&self, alone: bool) -> Result<&FutureProducer<Quiet>, KafkaError> {
         if !alone {
             return Ok(&self.producer);
         }
-        let create = async { self.client.clone().set("batch.num.messages", "1").create() };
+        let create = async {
+            self.client.clone().set("batch.num.messages", "1").create_with_context(Quiet::default())
+        };
         self.singly.get_or_try_init(|| create).await
     }
 

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 
+use super::security::wants_tokens;
 use super::{Quiet, probe};
 
 /// Partitions of the topic that no member of the group has; none while the group rebalances, when what the broker
@@ -21,7 +22,7 @@ pub fn unowned(
     timeout: Duration,
 ) -> Result<Option<Vec<i32>>, KafkaError> {
     let partitions = probe::partitions(config, topic, timeout)?;
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+    let consumer = probe::connect(config)?;
     let list = consumer.fetch_group_list(Some(group), timeout)?;
     let Some(found) = list.groups().iter().find(|found| found.name() == group) else {
         return Ok(None);
@@ -75,7 +76,13 @@ pub async fn retention_ms(
     topic: &str,
     timeout: Duration,
 ) -> anyhow::Result<Option<u64>> {
-    let admin: AdminClient<Quiet> = config.create_with_context(Quiet).context("starting the admin client")?;
+    // It would wait in vain: the library polls an admin client for answers only, never for a token.
+    ensure!(
+        !wants_tokens(config),
+        "with kafka.auth=msk_iam or token_file the topic's configuration cannot be asked for (docs/security.md)"
+    );
+    let admin: AdminClient<Quiet> =
+        config.create_with_context(Quiet::default()).context("starting the admin client")?;
     let options = AdminOptions::new().request_timeout(Some(timeout));
     let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
     let resource = described.into_iter().next().context("the broker shows no configuration")??;

@@ -3,23 +3,45 @@
 pub mod broker;
 pub mod dead_letters;
 mod group;
+pub mod msk_iam;
 pub mod probe;
 pub mod rebalance;
+pub mod security;
 pub mod source;
+pub mod tokens;
+
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
 use crate::config::Config;
 
 /// The context of clients that look things up: what they meet is the caller's to tell.
-pub struct Quiet;
+#[derive(Debug, Default)]
+pub struct Quiet {
+    /// Whether the client was given a token.
+    has_token: AtomicBool,
+}
 
 impl ClientContext for Quiet {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "a client that looks something up reports an error");
+        match security::advice(reason) {
+            // Waiting will not put it right.
+            Some(advice) => tracing::warn!(%error, reason, "a connection to kafka was refused: {advice}"),
+            None => tracing::debug!(%error, reason, "a client that looks something up reports an error"),
+        }
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let token = tokens::current()?;
+        self.has_token.store(true, Ordering::Relaxed);
+        Ok(token)
     }
 }
 
@@ -33,6 +55,8 @@ pub fn client_config(config: &Config) -> ClientConfig {
     for (key, value) in &config.kafka.properties {
         client.set(key, value);
     }
+    security::apply(config, &mut client);
+    tokens::start(config);
     client
 }
 

@@ -4,6 +4,7 @@
 //! later than the call. "Seen empty" rests on that.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -13,6 +14,7 @@ use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Quiet;
+use super::security::wants_tokens;
 use crate::record::Chunk;
 
 /// What stands at an offset.
@@ -22,6 +24,38 @@ pub enum Found {
     Record { offset: i64, timestamp_ms: i64 },
     /// Nothing: the partition ends there.
     End,
+}
+
+/// How long a client is polled for its token, once there is one: longer only when there is none to be had.
+const TOKEN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// A consumer that can be asked at once. It fetches its token only while it is polled: a question that is asked
+/// without a poll would wait in vain.
+pub fn connect(config: &ClientConfig) -> Result<BaseConsumer<Quiet>, KafkaError> {
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet::default())?;
+    if wants_tokens(config) {
+        let until = Instant::now() + TOKEN_TIMEOUT;
+        while !consumer.context().has_token.load(Ordering::Relaxed) && Instant::now() < until {
+            let _ = consumer.poll(Duration::from_millis(10));
+        }
+    }
+    Ok(consumer)
+}
+
+/// Lets the client say what it has to say: it does so only while it is polled.
+fn tell(consumer: &BaseConsumer<Quiet>, timeout: Duration) {
+    let until = Instant::now() + timeout;
+    while Instant::now() < until {
+        let _ = consumer.poll(Duration::from_millis(20));
+    }
+}
+
+/// The answer to a question that was asked without a poll. If there is none, the log says why.
+fn told<T>(consumer: &BaseConsumer<Quiet>, answer: Result<T, KafkaError>) -> Result<T, KafkaError> {
+    if answer.is_err() {
+        tell(consumer, Duration::from_millis(100));
+    }
+    answer
 }
 
 /// Reads what stands at each (partition, offset). A partition that did not answer in time is left
@@ -43,7 +77,7 @@ pub fn read_at(
     if config.get("group.id").is_none() {
         config.set("group.id", "feed-worker-probe");
     }
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+    let consumer = connect(&config)?;
     let mut list = TopicPartitionList::new();
     for (partition, offset) in wanted {
         list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
@@ -75,8 +109,8 @@ pub fn read_at(
 
 /// The partitions of a topic, fresh from the broker, sorted. Blocks.
 pub fn partitions(config: &ClientConfig, topic: &str, timeout: Duration) -> Result<Vec<i32>, KafkaError> {
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
-    let metadata = consumer.fetch_metadata(Some(topic), timeout)?;
+    let consumer = connect(config)?;
+    let metadata = told(&consumer, consumer.fetch_metadata(Some(topic), timeout))?;
     let mut partitions: Vec<i32> = metadata
         .topics()
         .iter()
@@ -89,8 +123,8 @@ pub fn partitions(config: &ClientConfig, topic: &str, timeout: Duration) -> Resu
 
 /// The cluster's id. Blocks.
 pub fn cluster_id(config: &ClientConfig, timeout: Duration) -> Result<Option<String>, KafkaError> {
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
-    consumer.fetch_metadata(None, timeout)?;
+    let consumer = connect(config)?;
+    told(&consumer, consumer.fetch_metadata(None, timeout))?;
     Ok(consumer.client().fetch_cluster_id(timeout))
 }
 
@@ -101,9 +135,9 @@ pub fn bounds(
     partitions: &[i32],
     timeout: Duration,
 ) -> Result<Vec<(i32, i64, i64)>, KafkaError> {
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+    let consumer = connect(config)?;
     let bounds = |partition: &i32| {
-        let (low, high) = consumer.fetch_watermarks(topic, *partition, timeout)?;
+        let (low, high) = told(&consumer, consumer.fetch_watermarks(topic, *partition, timeout))?;
         Ok((*partition, low, high))
     };
     partitions.iter().map(bounds).collect()
@@ -122,7 +156,7 @@ pub fn record_at(
     if config.get("group.id").is_none() {
         config.set("group.id", "feed-worker-probe");
     }
-    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+    let consumer = connect(&config)?;
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     consumer.assign(&list)?;

@@ -6,6 +6,7 @@ use schema_registry_converter::schema_registry_common::{SchemaType, SuppliedSche
 
 use super::avro::Encoder;
 use super::generator::AvroSchemas;
+use crate::registry::RegistryAuth;
 
 /// The current schema, which is also the worker's reader schema.
 pub const CURRENT: &str = include_str!("../../schemas/feed.interactions.v1/interaction.avsc");
@@ -15,14 +16,14 @@ pub const VERSION_1: &str = include_str!("../../schemas/feed.interactions.v1/int
 pub const INCOMPATIBLE: &str = r#"{"type":"record","name":"PlantedTelemetry","namespace":"feed_worker.planted","fields":[{"name":"temperature","type":"int"}]}"#;
 
 /// Connects to nothing yet. Errors: an address that is none.
-pub fn registry(url: &str, auth: Option<&(String, String)>) -> anyhow::Result<SrSettings> {
+pub fn registry(url: &str, auth: Option<&RegistryAuth>) -> anyhow::Result<SrSettings> {
     if url.is_empty() {
         bail!("no schema registry is configured: set FEED_WORKER_REGISTRY__URL");
     }
     let mut builder = SrSettings::new_builder(url.trim_end_matches('/').to_owned());
     builder.set_timeout(std::time::Duration::from_secs(10));
-    if let Some((user, password)) = auth {
-        builder.set_basic_authorization(user, Some(password));
+    if let Some(auth) = auth {
+        auth.set(&mut builder);
     }
     builder.build().with_context(|| format!("the registry's address {url} cannot be used"))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{
@@ -17,6 +17,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::bad::PLANTED_REASON_HEADER;
 use super::generator::{Generator, Record};
 use super::report::{Deliveries, Sent};
+use crate::kafka::security::advice;
 
 /// How many records, how fast.
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,7 +120,25 @@ struct DeliveryContext {
     deliveries: Arc<Deliveries>,
 }
 
-impl ClientContext for DeliveryContext {}
+/// Whoever waits for `produce` is told what it waits for.
+pub fn tell(error: &KafkaError, reason: &str) {
+    match advice(reason) {
+        Some(advice) => tracing::warn!(%error, reason, "a connection to kafka was refused: {advice}"),
+        None => tracing::warn!(%error, reason, "kafka is not all there"),
+    }
+}
+
+impl ClientContext for DeliveryContext {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tell(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        crate::kafka::tokens::current()
+    }
+}
 
 impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = Box<Sent>;

@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::{Value, json};
 
+use crate::config::Secret;
+use crate::registry::RegistryAuth;
 use crate::topics::Compatibility;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,7 +19,7 @@ const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 pub struct Client {
     http: reqwest::Client,
     url: Url,
-    auth: Option<(String, String)>,
+    auth: Option<RegistryAuth>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub struct Refusal {
 
 impl Client {
     /// Connects to nothing yet. Errors: no address, or one that is none.
-    pub fn new(url: &str, auth: Option<&(String, String)>) -> anyhow::Result<Self> {
+    pub fn new(url: &str, auth: Option<&RegistryAuth>) -> anyhow::Result<Self> {
         if url.is_empty() {
             bail!("no schema registry is configured: set FEED_WORKER_REGISTRY__URL");
         }
@@ -146,9 +148,13 @@ impl Client {
             url.set_query(Some("verbose=true"));
         }
         let mut request = self.http.request(method, url).header("Accept", CONTENT_TYPE);
-        if let Some((user, password)) = &self.auth {
-            request = request.basic_auth(user, Some(password));
-        }
+        request = match &self.auth {
+            None => request,
+            Some(RegistryAuth::Basic { username, password }) => {
+                request.basic_auth(username, password.as_ref().map(Secret::expose))
+            }
+            Some(RegistryAuth::Bearer(token)) => request.bearer_auth(token.expose()),
+        };
         if let Some(body) = body {
             request = request.header("Content-Type", CONTENT_TYPE).body(body.to_string());
         }

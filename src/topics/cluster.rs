@@ -19,6 +19,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::plan::{Change, Found, Observed, TopicPlan};
 use super::{Setting, Topic};
 use crate::kafka::Quiet;
+use crate::kafka::security::wants_tokens;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// How long what was changed may take until every broker tells it. Larger: a change that did not take is told
@@ -32,7 +33,14 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn connect(config: &ClientConfig) -> anyhow::Result<Self> {
-        let admin = config.create_with_context(Quiet).context("starting the Kafka admin client")?;
+        // It would wait for ever: the library polls an admin client for answers only, never for a token.
+        ensure!(
+            !wants_tokens(config),
+            "topics cannot be administered with tokens: with kafka.auth=msk_iam or token_file use Kafka's own \
+             kafka-topics.sh and kafka-configs.sh, or run this command with a certificate or scram (docs/security.md)"
+        );
+        let admin =
+            config.create_with_context(Quiet::default()).context("starting the Kafka admin client")?;
         Ok(Self { admin })
     }
 

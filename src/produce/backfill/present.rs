@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::tracker::Offsets;
 use super::{LINE_HEADER, RUN_HEADER};
-use crate::kafka::{Quiet, probe};
+use crate::kafka::probe;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Without a single record or end of a partition for so long, the read is given up.
@@ -93,7 +93,7 @@ impl Scan<'_> {
         if open.is_empty() {
             return Ok(());
         }
-        let consumer: BaseConsumer<Quiet> = self.consumer_config().create_with_context(Quiet)?;
+        let consumer = probe::connect(&self.consumer_config())?;
         consumer.assign(&list)?;
         let mut last_news = Instant::now();
         while !open.is_empty() {

@@ -1,0 +1,508 @@
+"""Who the worker is to Kafka, and who Kafka is to the worker: SCRAM, tokens, certificates, ACLs, against real listeners."""
+
+import base64
+import json
+import re
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
+import generate
+import harness
+from harness import ROOT, wait_until
+from stacklib.kafka_security import KEY_PASSWORD, PASSWORDS
+
+TARGET = ROOT / "target"
+WRONG = "a-wrong-password-that-nobody-may-see"
+
+
+@pytest.fixture(scope="module")
+def secure():
+    """A stack with two more listeners: SASL_SSL and SSL. Whoever comes by them may do only what ACLs say."""
+    started = harness.Stack(TARGET / "stack-security", "--kafka-security", "--postgres-fast", fresh=True)
+    yield started
+    started.close()
+
+
+def jwt(subject, lives_s):
+    """A token as Kafka's own validator for tests takes it: signed by nobody."""
+
+    def part(value):
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    now_s = time.time()
+    return f"{part({'alg': 'none'})}.{part({'sub': subject, 'iat': now_s, 'exp': now_s + lives_s})}."
+
+
+def tls(stack, name):
+    return f"{stack.env['STACK_KAFKA_TLS_DIR']}/{name}"
+
+
+def server(stack, listener):
+    return {
+        "KAFKA__BOOTSTRAP_SERVERS": stack.env[f"STACK_KAFKA_{listener}"],
+        "KAFKA__TLS": "true",
+        "KAFKA__CA_FILE": tls(stack, "ca.pem"),
+    }
+
+
+def scram(stack, folder, user="feed-admin"):
+    secret = folder / f"password-of-{user}"
+    secret.write_text(PASSWORDS[user] + "\n")
+    return server(stack, "SASL_SSL") | {
+        "KAFKA__AUTH": "scram",
+        "KAFKA__USERNAME": user,
+        "KAFKA__PASSWORD_FILE": str(secret),
+    }
+
+
+def token_file(stack, folder, lives_s=3600):
+    token = folder / "token"
+    token.write_text(jwt("feed-admin", lives_s))
+    return server(stack, "SASL_SSL") | {"KAFKA__AUTH": "token_file", "KAFKA__TOKEN_FILE": str(token)}
+
+
+def mutual(stack, folder):
+    return server(stack, "SSL") | {
+        "KAFKA__CERTIFICATE_FILE": tls(stack, "client.pem"),
+        "KAFKA__PRIVATE_KEY_FILE": tls(stack, "client-locked.key"),
+        "KAFKA__PRIVATE_KEY_PASSWORD": KEY_PASSWORD,
+    }
+
+
+def letters_of(case, partitions=3):
+    client = Consumer({"bootstrap.servers": case.bootstrap, "group.id": "harness"})
+    try:
+        ends = [client.get_watermark_offsets(TopicPartition(case.dlq_topic, n), timeout=10)[1] for n in range(partitions)]
+        return sum(ends)
+    finally:
+        client.close()
+
+
+def send_file(case, count, **settings):
+    """`produce --file`; the same command again has nothing left to do."""
+    generator = generate.Generator(52)
+    events = []
+    while len(events) < count:
+        event = generator.valid()
+        if event.value[0] != 0:
+            events.append(event.value.decode())
+    path = case.folder / "events.ndjson"
+    path.write_text("\n".join(events) + "\n")
+    words = ["produce", "--file", path, "--settle", "200ms", "--progress", "none"]
+    return [case.run(*words, **settings) for _ in range(2)]
+
+
+@pytest.mark.parametrize("way", [scram, token_file, mutual])
+def test_everything_goes_through_a_secured_listener(secure, make_case, way):
+    """Every client that the program has, by this listener alone; nothing secret in what any of them says."""
+    case = make_case(secure)
+    settings = way(secure, case.folder)
+    loud = {**settings, "LOG__LEVEL": "trace"}
+    said = []
+
+    def run(*words, expected=0):
+        done = case.run(*words, **loud)
+        said.append(done.stdout + done.stderr)
+        assert done.returncode == expected, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    run("produce", "--count", "400", "--bad-share", "0.1")
+    for done in send_file(case, 100, **loud):
+        said.append(done.stdout + done.stderr)
+        assert done.returncode == 0, done.stderr
+    assert sum(case.end_offsets().values()) == 500
+    worker = case.start_ready(**loud)
+    case.wait_drained()
+    case.wait_exported()
+    letters = letters_of(case)
+    assert letters > 0 and case.rows() + letters == 500
+    lag = json.loads(run("lag", "--json").stdout)["partitions"]
+    assert {p["partition"]: p["end"] for p in lag} == case.end_offsets()
+    assert worker.stop() == 0
+    # Looks at the record before each frontier.
+    worker = case.start_ready(**loud)
+    run("audit")
+    assert worker.stop() == 0
+    plan = ("topics", "plan", "--file", ROOT / "topics.yaml", "--env", "local")
+    plan += ("--topic-override", f"feed.interactions.v1={case.topic}")
+    if way is token_file:
+        assert "kafka-configs.sh" in run(*plan, expected=70).stderr
+    else:
+        run(*plan, expected=2)
+    said.append(worker.log())
+    secrets = [*PASSWORDS.values(), KEY_PASSWORD, "BEGIN PRIVATE KEY", "BEGIN ENCRYPTED PRIVATE KEY"]
+    if way is token_file:
+        secrets.append((case.folder / "token").read_text())
+    assert [secret for secret in secrets if secret in "".join(said)] == []
+
+
+def test_a_refusal_says_what_to_do_and_no_secret(secure, make_case):
+    """Wrong password, unknown CA, another name than the certificate's, no certificate: each names the key to look at."""
+    case = make_case(secure)
+    good, certificates = scram(secure, case.folder), mutual(secure, case.folder)
+    password = {name: value for name, value in good.items() if name != "KAFKA__PASSWORD_FILE"}
+    by_address = good["KAFKA__BOOTSTRAP_SERVERS"].replace("localhost", "127.0.0.1")
+    nobody = {name: value for name, value in certificates.items() if "CERTIFICATE" not in name and "PRIVATE" not in name}
+    refusals = {
+        "password": ({**password, "KAFKA__PASSWORD": WRONG}, "kafka.password"),
+        "ca": ({**good, "KAFKA__CA_FILE": tls(secure, "other-ca.pem")}, "kafka.ca_file"),
+        "name": ({**good, "KAFKA__BOOTSTRAP_SERVERS": by_address}, "kafka.bootstrap_servers"),
+        "certificate": (nobody, "kafka.certificate_file"),
+    }
+    workers = {name: case.start(name, **settings, LOG__LEVEL="trace") for name, (settings, _) in refusals.items()}
+    for name, worker in workers.items():
+        _, key = refusals[name]
+
+        def told(worker=worker, key=key):
+            return [line for line in worker.log().splitlines() if "was refused" in line and key in line]
+
+        wait_until(told, lambda worker=worker: f"{worker.name}: {worker.log_tail()}", timeout_s=60)
+        assert worker.alive, "it goes on trying: a password may be put right at the broker"
+        worker.kill()
+        for secret in (WRONG, *PASSWORDS.values(), KEY_PASSWORD):
+            assert secret not in worker.log()
+    assert all(persist == 0 for persist, _, _ in case.frontiers().values()), "nobody got anything"
+
+
+def test_a_file_that_cannot_be_used_is_told_and_a_key_without_its_password(secure, make_case):
+    case = make_case(secure)
+    settings = mutual(secure, case.folder) | {"KAFKA__PRIVATE_KEY_PASSWORD": WRONG}
+    for words in (("produce", "--count", "1"), ("lag",), ("run", "--migrate")):
+        done = case.run(*words, **settings, LOG__LEVEL="trace")
+        assert done.returncode not in (0, 2), done.stderr
+        assert "kafka.private_key_file and kafka.private_key_password" in done.stderr, done.stderr
+        assert WRONG not in done.stdout + done.stderr
+    for key in ("CERTIFICATE_FILE", "CA_FILE"):
+        done = case.run("lag", **{**mutual(secure, case.folder), f"KAFKA__{key}": "/no/such/file"})
+        assert done.returncode not in (0, 2) and f"check kafka.{key.lower()}" in done.stderr, done.stderr
+
+
+# ---- tokens that end -----------------------------------------------------------------------------------------------
+
+
+def test_a_token_that_expires_is_replaced_from_the_file(secure, make_case):
+    """Row 41. The broker ends what a token's life ends; the file's new token is read before that, and nobody notices."""
+    case = make_case(secure)
+    settings, begun = token_file(secure, case.folder, lives_s=25), time.monotonic()
+    worker = case.start_ready(**settings, LOG__LEVEL="debug")
+    epochs = {number: epoch for number, (_, _, epoch) in case.frontiers().items()}
+    (case.folder / "token").write_text(jwt("feed-admin", 3600))
+    # The first token's life: nothing can be asked that would tell that it is over.
+    time.sleep(max(0.0, begun + 26 - time.monotonic()))
+    case.produce(generate.Generator(53).valid() for _ in range(50))
+    case.wait_drained()
+    assert case.rows() == 50
+    assert worker.log().count("a new token for Kafka") >= 2
+    assert "was refused" not in worker.log() and "no new token" not in worker.log()
+    assert {number: epoch for number, (_, _, epoch) in case.frontiers().items()} == epochs, "the group was left"
+    assert worker.stop() == 0
+    case.assert_clean()
+
+
+def test_no_new_token_for_longer_than_the_old_one_lives(secure, make_case):
+    """Row 41. While no new token is to be had the old one serves; when it ends too, the worker waits, and then goes on."""
+    case = make_case(secure)
+    settings = token_file(secure, case.folder, lives_s=40)
+    generator = generate.Generator(54)
+    begun = time.monotonic()
+    worker = case.start_ready(**settings, LOG__LEVEL="debug")
+    (case.folder / "token").write_text("what keeps it fresh is broken")
+    with case.producing((generator.valid() for _ in range(100_000)), per_second=50):
+        # At four fifths of its life: no new one, the old one still serves.
+        case.wait(lambda: "no new token for Kafka" in worker.log(), "an attempt that fails", timeout_s=60)
+        assert time.monotonic() - begun < 40, "the token was to be renewed ahead of time"
+        rows = case.rows()
+        case.wait(lambda: case.rows() > rows, "rows with the old token", timeout_s=8)
+        # Whatever the old token was for is over now: the broker ends the connections.
+        case.wait(lambda: "has expired, and no new one" in worker.log(), "the end of the old one", timeout_s=60)
+        wait_until(lambda: sum(case.end_offsets().values()) > case.rows() + 100, "records that nobody fetches", timeout_s=60)
+        assert worker.alive, worker.log_tail()
+        (case.folder / "token").write_text(jwt("feed-admin", 3600))
+        stalled = case.rows()
+        case.wait(lambda: case.rows() > stalled + 100, "rows with the new token", timeout_s=90)
+    case.wait_drained()
+    assert "what keeps it fresh is broken" not in worker.log(), "whatever the file holds may be a secret"
+    assert worker.alive and worker.stop() == 0
+    case.wait_exported()
+    case.assert_clean()
+
+
+# ---- rights --------------------------------------------------------------------------------------------------------
+
+RIGHTS = {  # what IAM calls it → what Kafka's own ACLs call it
+    "kafka-cluster:WriteDataIdempotently": (ResourceType.BROKER, AclOperation.IDEMPOTENT_WRITE),
+    "kafka-cluster:DescribeTopic": (ResourceType.TOPIC, AclOperation.DESCRIBE),
+    "kafka-cluster:DescribeTopicDynamicConfiguration": (ResourceType.TOPIC, AclOperation.DESCRIBE_CONFIGS),
+    "kafka-cluster:ReadData": (ResourceType.TOPIC, AclOperation.READ),
+    "kafka-cluster:WriteData": (ResourceType.TOPIC, AclOperation.WRITE),
+    "kafka-cluster:DescribeGroup": (ResourceType.GROUP, AclOperation.DESCRIBE),
+    "kafka-cluster:AlterGroup": (ResourceType.GROUP, AclOperation.READ),
+}
+ANYTHING = AclBindingFilter(
+    ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
+)
+
+
+def rights(case, policy):
+    """A policy of docs/policies as ACLs for the user of that name, for the case's own topics and group."""
+    names = {"feed.interactions.v1": case.topic, "feed.interactions.v1.dlq": case.dlq_topic, "feed-worker": case.group}
+    user = {"worker": "feed-worker", "producer": "feed-rec-producer"}[policy]
+    found = []
+    for statement in json.loads((ROOT / "docs" / "policies" / f"{policy}.json").read_text())["Statement"]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        for action in actions:
+            if action == "kafka-cluster:Connect" or not action.startswith("kafka-cluster:"):
+                continue
+            kind, operation = RIGHTS[action]
+            name = "kafka-cluster" if kind is ResourceType.BROKER else names[statement["Resource"].rpartition("/")[2]]
+            found.append(
+                AclBinding(kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, AclPermissionType.ALLOW)
+            )
+    return found
+
+
+@pytest.fixture
+def acls(secure):
+    admin = AdminClient({"bootstrap.servers": secure.env["FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS"]})
+
+    def give(*found):
+        for future in admin.create_acls(list(found)).values():
+            future.result(20)
+
+    yield give
+    for future in admin.delete_acls([ANYTHING]).values():
+        future.result(20)
+
+
+def test_the_policies_are_enough_and_a_right_less_is_not(secure, make_case, acls):
+    """docs/policies/*.json, taken over into Kafka's own ACLs: each role does its work with them, and not without."""
+    case = make_case(secure)
+    producer = scram(secure, case.folder, "feed-rec-producer")
+    worker_settings = scram(secure, case.folder, "feed-worker")
+    refused = case.run("produce", "--count", "1", **producer)
+    assert refused.returncode != 0, "without a right"
+    acls(*rights(case, "producer"), *rights(case, "worker"))
+
+    def produced():
+        return case.run("produce", "--count", "400", "--bad-share", "0.1", **producer).returncode == 0
+
+    wait_until(produced, "what the producer may do", timeout_s=30, every_s=1)
+    worker = case.start_ready(**worker_settings)
+    case.wait_drained()
+    letters = letters_of(case)
+    assert letters > 0 and case.rows() + letters == sum(case.end_offsets().values())
+    assert worker.stop() == 0
+    # A second owner looks at what stands before its frontiers.
+    worker = case.start_ready(**worker_settings)
+    case.wait(lambda: len(case.owned(worker)) == case.partitions, "every partition")
+    lag = case.run("lag", **worker_settings)
+    assert lag.returncode == 0, lag.stderr
+    assert worker.stop() == 0
+    assert "was refused" not in worker.log() and "AuthorizationFailed" not in worker.log(), worker.log_tail()
+    # Each in the other's place.
+    assert case.run("produce", "--count", "1", **worker_settings).returncode != 0
+    ends = case.end_offsets()
+    stranger = case.start("stranger", **producer)
+    case.wait(lambda: "AuthorizationFailed" in stranger.log(), lambda: stranger.log_tail(), timeout_s=60)
+    stranger.kill()
+    assert case.end_offsets() == ends
+
+
+# ---- the registry's token ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded_registry(secure):
+    """The stack's registry, for whoever brings the token."""
+    token, turned_away = "a-registry-token-that-nobody-may-see", []
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.headers.get("Authorization") != f"Bearer {token}":
+                turned_away.append(self.path)
+                return self.answer(401, b"{}")
+            length = int(self.headers.get("Content-Length") or 0)
+            kind = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
+            url, body = secure.env["FEED_WORKER_REGISTRY__URL"] + self.path, self.rfile.read(length) or None
+            try:
+                with urllib.request.urlopen(urllib.request.Request(url, body, kind, method=self.command), timeout=10) as answer:
+                    self.answer(answer.status, answer.read())
+            except urllib.error.HTTPError as error:
+                self.answer(error.code, error.read())
+
+        do_POST = do_PUT = do_GET
+
+        def answer(self, status, body):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Guard)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{listening.server_port}", token, turned_away
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_every_command_brings_the_registrys_token(secure, make_case, guarded_registry):
+    """The worker, `audit`, `schemas` and `produce` in both modes; and the token is in nothing that they say."""
+    url, token, turned_away = guarded_registry
+    case = make_case(secure)
+    settings = {"REGISTRY__URL": url, "REGISTRY__TOKEN": token, "LOG__LEVEL": "trace"}
+    subject = f"{case.topic}-registered-value"
+    said = []
+    for words in (
+        ("schemas", "register", str(harness.avro_schema_paths()[-1]), "--subject", subject),
+        ("produce", "--count", "200"),
+    ):
+        done = case.run(*words, **settings)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        said.append(done.stdout + done.stderr)
+    worker = case.start_ready(**settings)
+    case.wait_drained()
+    case.wait_exported()
+    assert worker.stop() == 0
+    done = case.run("audit", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said += [worker.log(), done.stdout + done.stderr]
+    assert case.rows() == 200 and turned_away == []
+    assert token not in "".join(said)
+    case.run("schemas", "check", str(harness.avro_schema_paths()[-1]), "--subject", subject, REGISTRY__URL=url)
+    assert turned_away, "the guard lets anybody in"
+
+
+# ---- the configuration ---------------------------------------------------------------------------------------------
+
+# What every configuration needs.
+ADDRESSES = {"KAFKA__BOOTSTRAP_SERVERS": "b:1", "REGISTRY__URL": "http://r:1", "POSTGRES__URL": "postgres://u@h/d"}
+SECRETS = ["postgres.url", "registry.password", "registry.token", "kafka.password", "kafka.private_key_password"]
+
+
+def configured(*words, folder, **settings):
+    """A worker waits for what is away: it is ended after some seconds."""
+    env = {"PATH": "/usr/bin:/bin", **harness.configuration(settings)}
+    words = [*(["timeout", "5"] if "run" in words else []), harness.WORKER, *words]
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def variable(key):
+    return key.upper().replace(".", "__")
+
+
+def planted(folder):
+    """Every secret with a canary of its own, each by another way; what else has to be there for them to be taken."""
+    canaries = {key: f"canary-of-{key.replace('.', '-')}" for key in SECRETS}
+    url = f"postgres://someone:{canaries['postgres.url']}@127.0.0.1:1/feed"
+    key_password, password = folder / "key-password", folder / "password"
+    key_password.write_text(canaries["kafka.private_key_password"])
+    password.write_text(canaries["kafka.password"] + "\n")
+    (folder / "canary.yaml").write_text(f"registry:\n  token: {canaries['registry.token']}\n")
+    return canaries, ("--config", str(folder / "canary.yaml")), {
+        "_DATABASE_URL": url,
+        "KAFKA__PASSWORD_FILE": str(password),
+        "KAFKA__PRIVATE_KEY_PASSWORD_FILE": str(key_password),
+        "KAFKA__AUTH": "scram",
+        "KAFKA__TLS": "true",
+        "KAFKA__USERNAME": "someone",
+        "KAFKA__CERTIFICATE_FILE": "/nowhere.pem",
+        "KAFKA__PRIVATE_KEY_FILE": "/nowhere.key",
+        "KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "REGISTRY__URL": "http://127.0.0.1:1",
+        "STATSD__ENABLED": "false",
+    }  # fmt: skip
+
+
+def test_no_secret_is_printed_whatever_is_asked(folder):
+    canaries, file, settings = planted(folder)
+    loud = {**settings, "LOG__LEVEL": "trace"}
+    for words in (
+        ("config",),
+        ("config", "--format", "json"),
+        ("--help",),
+        ("run", "--help"),
+        ("lag",),
+        ("run", "--migrate"),
+        ("produce", "--count", "1"),
+        ("topics", "plan", "--env", "local", "--file", str(ROOT / "topics.yaml")),
+        ("audit",),
+    ):
+        done = configured(*file, *words, folder=folder, **loud)
+        shown = done.stdout + done.stderr
+        assert [key for key, canary in canaries.items() if canary in shown] == [], f"{words}\n{shown}"
+        if words[0] == "config":
+            assert done.returncode == 0, done.stderr
+            assert shown.count("[redacted]") >= 4, "they were not taken"
+    # And each of them where it breaks something: said twice, of the wrong form, where it is not wanted.
+    for key, canary in canaries.items():
+        for words, more in (
+            (("--set", f"{key}={canary}", "--set", "registry.username=someone", "config"), {}),
+            (("--set", f"{key}=[{canary}]", "config"), {}),
+            (("--set", f"{key}.{canary}={canary}", "config"), {}),
+            (("config",), {variable(key): canary, "KAFKA__AUTH": "none", "KAFKA__TLS": "false"}),
+            (("config",), {f"{variable(key)}_FILE": str(folder)}),
+        ):
+            shown = configured(*words, folder=folder, **{**settings, **more})
+            # What was typed as a key's name is no secret of ours.
+            text = (shown.stdout + shown.stderr).replace(f"{key}.{canary}", "")
+            assert canary not in text, f"{words} {more}\n{text}"
+
+
+@pytest.mark.parametrize("key", SECRETS)
+def test_a_secret_can_be_read_from_a_file(folder, key):
+    path = folder / "secret"
+    path.write_text("postgres://u:p@127.0.0.1:1/x\n" if key == "postgres.url" else "what-is-in-it\n")
+    more = {"registry.password": {"REGISTRY__USERNAME": "u"}}.get(key, {})
+    if key == "kafka.password":
+        more = {"KAFKA__AUTH": "scram", "KAFKA__TLS": "true", "KAFKA__USERNAME": "u"}
+    if key == "kafka.private_key_password":
+        more = {"KAFKA__TLS": "true", "KAFKA__CERTIFICATE_FILE": "/c", "KAFKA__PRIVATE_KEY_FILE": "/k"}
+    others = {name: value for name, value in ADDRESSES.items() if key != "postgres.url" or name != "POSTGRES__URL"}
+    done = configured("config", "--format", "json", folder=folder, **{f"{variable(key)}_FILE": str(path)}, **more, **others)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    section, name = key.split(".")
+    assert "[redacted]" in shown["values"][section][name]
+    assert str(path) in shown["sources"][key]
+    assert "what-is-in-it" not in done.stdout and ":p@" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ({"KAFKA__AUTH": "msk_iam", "KAFKA__REGION": "eu-central-1"}, ["kafka.auth", "kafka.tls"]),
+        ({"KAFKA__AUTH": "msk_iam", "KAFKA__TLS": "true", "S3__REGION": ""}, ["kafka.region"]),
+        ({"KAFKA__AUTH": "scram", "KAFKA__TLS": "true", "KAFKA__USERNAME": "u"}, ["kafka.password"]),
+        ({"KAFKA__AUTH": "token_file", "KAFKA__TLS": "true"}, ["kafka.token_file"]),
+        ({"KAFKA__TLS": "true", "KAFKA__CERTIFICATE_FILE": "/c"}, ["kafka.certificate_file", "kafka.private_key_file"]),
+        ({"KAFKA__TLS": "true", "KAFKA__PROPERTIES__SSL_CA_LOCATION": "/c"}, ["kafka.properties.ssl.ca.location"]),
+        ({"KAFKA__PASSWORD_FILE": "/no/such/file"}, ["FEED_WORKER_KAFKA__PASSWORD_FILE"]),
+        ({"REGISTRY__USERNAME": "u", "REGISTRY__TOKEN": "t"}, ["registry.token", "registry.username"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_touched(folder, settings, keys):
+    done = configured("config", folder=folder, **ADDRESSES, **settings)
+    assert done.returncode == 64, done.stderr
+    assert "is missing: give it" not in done.stderr, "it is refused for another reason"
+    for key in keys:
+        assert re.search(rf"\b{re.escape(key)}\b", done.stderr), done.stderr
