@@ -12,11 +12,12 @@ install: ## Install what is missing: system packages, Kafka's jars
 venv: ## Python tools of tests and demo, in target/venv
 	dev/venv test
 
-tools: install venv ## Parts that are not ours, for the system tests: versitygw, Apicurio, toxiproxy, promtool
+tools: install venv ## Parts that are not ours, for the system tests: versitygw, Apicurio, toxiproxy, promtool, helm
 	dev/versitygw
 	dev/toxiproxy
 	dev/apicurio
 	dev/promtool
+	dev/chart-tools
 
 build: install ## Build the worker and the local S3 server (debug profile)
 	cargo build --locked --bins --example s3
