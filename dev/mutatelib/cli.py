@@ -118,6 +118,9 @@ def run_all(mutations, arguments):
         if entry:
             entries.append({**entry, "commit": commit})
             survived += [] if entry["killed"] else [one.id]
+            if not arguments.no_record:
+                # At once: a run of hours that is cut short keeps what it found.
+                record.merge(entries, {known.id for known in catalogue.load()})
         progress.told(f"{word:<9} {time.monotonic() - began:6.1f} s  {one.id}  ({one.test})")
     return entries, without, survived
 
@@ -144,8 +147,6 @@ def run(arguments):
             entries, without, survived = run_all(picked, arguments)
         finally:
             judge.take_stacks_down()
-    if not arguments.no_record:
-        record.merge(entries, {one.id for one in mutations})
     print(f"{len(entries) - len(survived)} killed, {len(survived)} survived, {len(without)} without a verdict")
     for one in survived:
         print(f"survived: {one}", file=sys.stderr)
