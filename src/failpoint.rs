@@ -152,6 +152,8 @@ mod points {
         Delay(Duration),
         /// The process is stopped until somebody sends SIGCONT.
         Stop,
+        /// The thread or task panics: for a look at what a panic says.
+        Panic,
     }
 
     /// A point that is to act, at one of its hits (the first is 1).
@@ -182,7 +184,7 @@ mod points {
         Ok(())
     }
 
-    /// `point=action` or `point=action@hit`, joined by `;`. Actions: abort, error, stop, delay(MS).
+    /// `point=action` or `point=action@hit`, joined by `;`. Actions: abort, error, stop, delay(MS), panic.
     fn parse(text: &str) -> anyhow::Result<Vec<Armed>> {
         text.split(';').filter(|part| !part.trim().is_empty()).map(|part| parse_one(part.trim())).collect()
     }
@@ -200,7 +202,8 @@ mod points {
             ("error", _) if *can_fail => Action::Error,
             ("error", _) => return Err(wrong("no call fails there")),
             ("stop", _) => Action::Stop,
-            _ => return Err(wrong("the action is none of abort, error, stop, delay(MS)")),
+            ("panic", _) => Action::Panic,
+            _ => return Err(wrong("the action is none of abort, error, stop, delay(MS), panic")),
         };
         let hit = hit.parse().ok().filter(|hit| *hit > 0).ok_or_else(|| wrong("no number of a hit"))?;
         Ok(Armed { point, action, hit, hits: AtomicU64::new(0) })
@@ -270,6 +273,7 @@ mod points {
     }
 
     fn signal(action: Action) {
+        assert!(action != Action::Panic, "a failpoint");
         let signal = if action == Action::Abort { Signal::KILL } else { Signal::STOP };
         let _ = kill_process(getpid(), signal);
         // It takes hold within microseconds; the point must not be passed before.

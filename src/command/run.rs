@@ -13,12 +13,13 @@ use crate::kafka::broker::Brokers;
 use crate::kafka::dead_letters::DeadLetterTopic;
 use crate::kafka::probe;
 use crate::kafka::source::Source;
-use crate::outside::{Outside, wall_clock};
+use crate::outside::{Broker, Database, Outside, wall_clock};
 use crate::pipeline::{Ended, Pipeline};
 use crate::postgres::ledger::{self, Identity, LedgerError};
 use crate::postgres::{self, Postgres};
 use crate::registry::Registry;
 use crate::retry::Backoff;
+use crate::row;
 use crate::telemetry::health::{self, Health};
 use crate::telemetry::{metrics, recorder};
 
@@ -41,6 +42,7 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
         group = config.kafka.group_id,
         bucket = config.s3.bucket,
         prefix = config.s3.prefix,
+        configuration = %config.values(),
         "feed-worker starts"
     );
     let stop = signals.first();
@@ -81,9 +83,11 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
         owner: format!("{}/{}", config.kafka.client_id, std::process::id()),
     };
     check_ledger(&database.pool, &who).await?;
+    let broker = Brokers::new(config);
+    tell_what_was_found(&database, &broker, &who).await;
     Ok(Outside {
         database: Arc::new(database),
-        broker: Arc::new(Brokers::new(config)),
+        broker: Arc::new(broker),
         store,
         dead_letters: Arc::new(
             DeadLetterTopic::new(config).map_err(|e| anyhow::anyhow!("kafka producer: {e}"))?,
@@ -93,6 +97,22 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
         who,
         health,
     })
+}
+
+/// The world as it is before anything is done to it. What does not answer now is left out: it will be asked again.
+async fn tell_what_was_found(database: &Postgres, broker: &Brokers, who: &Identity) {
+    let partitions = broker.partitions().await.ok().map(|found| found.len());
+    let ledger = database.peek().await.unwrap_or_default();
+    let days = database.topic_days().await.ok().flatten();
+    let closed_day = days.map(|(closed, _)| row::day_text(closed));
+    tracing::info!(
+        cluster_id = who.cluster_id,
+        owner = who.owner,
+        partitions,
+        in_ledger = ledger.len(),
+        closed_day,
+        "the bucket honours conditional writes, the ledger is this group's: joining"
+    );
 }
 
 /// Migrates, once Postgres is there.

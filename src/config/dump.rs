@@ -42,7 +42,7 @@ impl Config {
     }
 
     /// Sections of keys of values, none of them secret.
-    fn values(&self) -> Value {
+    pub fn values(&self) -> Value {
         let mut values = serde_json::to_value(self).unwrap_or_default();
         if !self.postgres.url.is_empty() {
             values["postgres"]["url"] = Value::from(self.postgres.url.postgres_location());

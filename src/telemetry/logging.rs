@@ -1,9 +1,12 @@
-//! Log lines go to stderr: JSON, or for a person at a terminal.
+//! Log lines go to stderr: JSON, or for a person at a terminal. Of one kind there are only so many a second.
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
+use super::log_limit::LogLimit;
 use crate::config::{Log, LogFormat};
 
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
@@ -17,12 +20,14 @@ pub fn init_logging(config: &Log) {
     // The level was checked with the configuration; of RUST_LOG, what cannot be read is left out and said.
     let filter = EnvFilter::builder().parse_lossy(directives);
     let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = if json(config.format, terminal) {
-        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = if json(config.format, terminal) {
+        lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
     } else {
-        builder.with_ansi(terminal).try_init()
+        lines.with_ansi(terminal).boxed()
     };
+    let started =
+        tracing_subscriber::registry().with(lines).with(filter).with(LogLimit::default()).try_init();
     if started.is_ok() {
         log_panics();
     }
