@@ -171,8 +171,14 @@ async fn look(config: &Config, pool: &PgPool, brokers: &Brokers) -> Result<(i64,
         .context("reading the table (DATABASE_URL)")?;
     let age_s = |at_ms: i64| (now_ms - at_ms).max(0) as f64 / 1000.0;
     for (line, oldest) in lines.iter_mut().zip(oldest) {
-        if let Some(Found::Record { timestamp_ms, .. }) = next.get(&line.partition) {
-            line.persist_seconds = age_s(*timestamp_ms);
+        match next.get(&line.partition) {
+            Some(Found::Record { timestamp_ms, .. }) => line.persist_seconds = age_s(*timestamp_ms),
+            // Offsets without a record, a transaction's marker say: nobody will ever persist them.
+            Some(Found::End) => {
+                line.persist_records = 0;
+                line.export_records = (line.persist_frontier - line.export_frontier).max(0);
+            }
+            None => {}
         }
         // What is not even in the table is not in a file either.
         line.export_seconds = oldest.map_or(line.persist_seconds, age_s).max(line.persist_seconds);

@@ -209,7 +209,7 @@ impl Lag {
     }
 
     fn report(&self, status: LagStatus, retention_ms: Option<u64>) {
-        metrics::lag_persist_records(self.id, self.persist_records);
+        metrics::lag_persist_records(self.id, self.waiting());
         metrics::lag_export_records(self.id, self.export_records);
         metrics::lag_status(self.id, status as u64);
         let seconds = |ms: i64| ms as f64 / 1e3;
@@ -295,6 +295,8 @@ impl Asked {
                 _ => None,
             });
             let is_empty = *end <= seen.persisted || found.get(&seen.id) == Some(&Found::End);
+            // What comes after the last record is nobody's to export.
+            let last = if is_empty { seen.persisted } else { *end };
             let persist_ms =
                 if is_empty { Some(0) } else { next_ms.map(|at_ms| (self.now_ms() - at_ms).max(0)) };
             // A Postgres that is away is waited for once a report, or the other partitions' lag comes too late.
@@ -304,7 +306,7 @@ impl Asked {
                 id: seen.id,
                 persisted: seen.persisted,
                 persist_records: end.saturating_sub(seen.persisted).max(0).cast_unsigned(),
-                export_records: end.saturating_sub(seen.exported).max(0).cast_unsigned(),
+                export_records: last.saturating_sub(seen.exported).max(0).cast_unsigned(),
                 persist_ms,
                 export_ms,
                 is_empty,

@@ -7,10 +7,11 @@ import threading
 import time
 
 import psycopg
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 import generate
+from test_metrics import values
 
 
 def lag(case, *arguments):
@@ -169,3 +170,34 @@ def test_watching_goes_on_after_a_hiccup(case):
     finally:
         watching.kill()
         watching.wait()
+
+
+def test_what_ends_a_partition_may_be_no_record(case):
+    """A transaction's marker has an offset, and nobody will ever persist it: nothing waits, however long it stands there."""
+    generator = generate.Generator(26, case.schemas())
+    producer = Producer({"bootstrap.servers": case.bootstrap, "transactional.id": f"{case.topic}-producer"})
+    producer.init_transactions(30)
+    for is_kept in (True, False):
+        producer.begin_transaction()
+        for partition in range(case.partitions):
+            for _ in range(10):
+                event = generator.valid()
+                producer.produce(case.topic, key=event.key, value=event.value, partition=partition)
+        producer.flush(30)
+        # What is taken back is no record either.
+        producer.commit_transaction(30) if is_kept else producer.abort_transaction(30)
+    worker = case.start_ready("worker", METRICS__LAG_INTERVAL_MS=300)
+    case.wait(lambda: case.rows() == 10 * case.partitions, "every record")
+    case.wait_exported()
+    assert set(case.end_offsets().values()) == {22}
+    case.wait(lambda: values(worker, "lag_persist_records") == [0.0] * case.partitions, "no record that waits")
+    case.wait(lambda: values(worker, "lag_export_records") == [0.0] * case.partitions, "none to export")
+    assert values(worker, "lag_persist_seconds") == [0.0] * case.partitions
+    assert values(worker, "lag_status") == [1.0] * case.partitions
+    worker.kill()
+    # Long after the last change: a partition that stands still before records would be stopped.
+    case.query("UPDATE partition_ledger SET updated_at = now() - interval '1 hour' RETURNING 1")
+    done, partitions = lag(case, "--records-max", "0", "--seconds-max", "0", "--export-seconds-max", "0")
+    assert done.returncode == 0, done.stderr
+    assert {p["status"] for p in partitions} == {"OK"} and {p["persist_records"] for p in partitions} == {0}
+    assert {p["end"] - p["persist_frontier"] > 0 for p in partitions} == {True}
