@@ -10,6 +10,7 @@ use rdkafka::message::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -21,6 +22,7 @@ use crate::postgres::ledger::{Owned, Stop};
 use crate::record::{Chunk, Record};
 use crate::reject_limit::{RejectLimits, RejectWindow};
 use crate::row::{self, Coordinates};
+use crate::telemetry::traces;
 
 /// What decides how records are taken.
 pub struct Rules {
@@ -224,11 +226,12 @@ impl Partition {
     /// Takes the batch that is to be written; the next one begins where it ends.
     pub fn take_batch(&mut self) -> PartitionBatch {
         self.in_flight = true;
-        let batch = self.returned.take().unwrap_or_else(|| {
+        let mut batch = self.returned.take().unwrap_or_else(|| {
             let next = self.empty_batch(self.open.next, self.open.day);
-            self.open_since = None;
+            self.open.times.opened_at = self.open_since.take();
             std::mem::replace(&mut self.open, next)
         });
+        batch.times.handed_at = Some(Instant::now());
         self.in_flight_bytes = batch.tuples.capacity();
         self.in_flight_oldest_ms = batch.oldest_ms;
         batch
@@ -312,6 +315,7 @@ impl Partition {
         rules: &Rules,
         brought: &mut Brought,
     ) -> Taken {
+        let began = traces::is_on().then(Instant::now);
         let mut last = None;
         let mut outcome = Taken::All;
         for index in run {
@@ -341,8 +345,9 @@ impl Partition {
         if let Some(record) = last {
             self.open.last_record_hash = Some(chunk.fingerprint(record));
             self.open.window = self.window;
-            self.open_since.get_or_insert_with(Instant::now);
+            self.open_since.get_or_insert_with(|| began.unwrap_or_else(Instant::now));
         }
+        self.open.times.decoding += began.map_or(Duration::ZERO, |began| began.elapsed());
         outcome
     }
 

@@ -21,7 +21,7 @@ use crate::registry::Registry;
 use crate::retry::Backoff;
 use crate::row;
 use crate::telemetry::health::{self, Health};
-use crate::telemetry::{metrics, recorder};
+use crate::telemetry::{metrics, recorder, traces};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -34,6 +34,7 @@ pub struct Args {
 pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
     let signals = Signals::new()?;
     let counted = recorder::install(&config)?;
+    let traced = traces::install(&config)?;
     let health = Health::new(Duration::from_millis(config.health.stall_ms));
     health::serve(&config.health.addr, health.clone(), counted.page.clone()).await?;
     tracing::info!(
@@ -62,6 +63,7 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
     let (mut pipeline, completions) = Pipeline::start(config, prepared, source)?;
     let ended = pipeline.run(events, completions, stop.wait()).await;
     pipeline.close().await;
+    traced.finish().await;
     ended.map_err(|ended| match ended {
         Ended::Flood(why) => Failure::RejectFlood(why),
         Ended::Ledger(why) => Failure::Ledger(why),

@@ -231,7 +231,9 @@ fn addresses(config: &Config, checks: &mut Checks<'_>) {
         "is no Postgres URL: postgres://user:password@host:port/database, with %-escapes in the password",
     );
     let endpoint = config.s3.endpoint.as_deref().unwrap_or_default();
+    let collector = config.traces.endpoint.as_deref().unwrap_or_default();
     let places = [
+        ("traces.endpoint", collector, "OTEL_EXPORTER_OTLP_HEADERS"),
         ("registry.url", config.registry.url.as_str(), "registry.username and registry.password"),
         ("s3.endpoint", endpoint, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     ];
@@ -313,6 +315,8 @@ fn sizes(config: &Config, checks: &mut Checks<'_>) {
 fn events(config: &Config, checks: &mut Checks<'_>) {
     let ratio = config.rejects.ratio_max;
     checks.that(ratio > 0.0 && ratio <= 1.0, &["rejects.ratio_max"], "must be above 0 and at most 1");
+    let share = config.traces.ratio;
+    checks.that(share > 0.0 && share <= 1.0, &["traces.ratio"], "must be above 0 and at most 1");
     for (key, value) in
         [("rejects.window", config.rejects.window), ("rejects.run_max", config.rejects.run_max)]
     {

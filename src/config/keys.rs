@@ -275,6 +275,16 @@ sections! {
         lag_interval_ms: u64 = 10_000;
     }
 
+    /// Where traces go: one span a batch, by OpenTelemetry's protocol (OTLP).
+    traces: Traces {
+        /// Where a collector takes spans as protobuf over HTTP: `http://host:4318/v1/traces`. Unless set: there are none.
+        /// Headers come from `OTEL_EXPORTER_OTLP_HEADERS`.
+        endpoint: Option<String> = None;
+        /// Share of the batches that are traced, above 0 up to 1. Larger: more for the collector to keep. Smaller: the
+        /// slow batch that is looked for may be none of them.
+        ratio: f64 = 1.0;
+    }
+
     /// Log lines, to stderr.
     log: Log {
         /// `auto` (human on a terminal, else JSON), `json` or `human`.

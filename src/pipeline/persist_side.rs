@@ -16,6 +16,7 @@ use crate::postgres::ledger::{Assigned, LedgerError, Stop};
 use crate::retry::Backoff;
 use crate::row;
 use crate::telemetry::metrics;
+use crate::telemetry::traces::{self, Range};
 
 impl Pipeline {
     pub(super) fn on_done(&mut self, done: Done) -> Result<(), Ended> {
@@ -194,6 +195,7 @@ impl Pipeline {
         let mut unpark = Vec::new();
         let (mut rows, mut oldest_ms) = (0, i64::MAX);
         let (now_ms, mut appended) = (self.clock_ms(), Duration::ZERO);
+        let mut traced = Vec::new();
         for (batch, outcome) in result {
             let id = batch.partition;
             // A batch of an earlier epoch: whoever owns the partition now read what it left.
@@ -214,6 +216,9 @@ impl Pipeline {
                     oldest_ms = oldest_ms.min(batch.oldest_ms);
                     let age_ms = (now_ms - batch.oldest_ms).max(0) as f64;
                     metrics::partition_committed(batch.rows, batch.rejects, age_ms);
+                    if traces::is_on() {
+                        traced.push(Range::of(&batch));
+                    }
                     let appending = Instant::now();
                     if let Err(error) = partition.exporter.committed(&batch.tuples, batch.next) {
                         export_side::halt(partition, &error);
@@ -235,6 +240,7 @@ impl Pipeline {
         if !frontiers.is_empty() {
             metrics::batch_committed(rows, (now_ms - oldest_ms).max(0) as f64);
             metrics::stage("append", appended);
+            traces::batch(&traced, appended);
             self.source.send(Command::Commit(frontiers));
         }
         unpark.into_iter().try_for_each(|id| self.unpark(id))

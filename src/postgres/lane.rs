@@ -16,6 +16,7 @@ use crate::outside::Session;
 use crate::reject_limit::RejectWindow;
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
+use crate::telemetry::traces::Times;
 
 /// A contiguous range of one partition: its rows, and where the ledger stands before and after.
 #[derive(Debug, Default)]
@@ -38,6 +39,8 @@ pub struct PartitionBatch {
     pub window: RejectWindow,
     /// Kafka's timestamp of the oldest record in it, ms.
     pub oldest_ms: i64,
+    /// For its trace.
+    pub times: Times,
 }
 
 /// What became of a partition's batch.
@@ -77,8 +80,14 @@ impl Lane {
         let mut done = JobResult::new();
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         while !job.is_empty() {
+            let began = Instant::now();
             match self.attempt(&job).await {
                 Ok(()) => {
+                    let now = Instant::now();
+                    for batch in &mut job {
+                        batch.times.began_at = Some(began);
+                        batch.times.committed_at = Some(now);
+                    }
                     done.extend(job.drain(..).map(|batch| (batch, Outcome::Committed)));
                 }
                 Err(Failure::Fenced(partitions)) => {

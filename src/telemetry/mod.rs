@@ -6,5 +6,6 @@ pub mod logging;
 pub mod metrics;
 pub mod recorder;
 mod statsd;
+pub mod traces;
 
 pub use logging::init_logging;

@@ -286,7 +286,7 @@ def network_rules_can_be_narrowed_and_widened(chart):
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     assert policy["ingress"] == [{"from": [monitoring], "ports": [{"protocol": "TCP", "port": 8080}]}]
     _, services, statsd, more = policy["egress"]
-    assert [port["port"] for port in services["ports"]] == [5432, 443, 9096, 8443]
+    assert [port["port"] for port in services["ports"]] == [5432, 443, 9096, 8443, 4318]
     assert services["to"] == [{"ipBlock": {"cidr": "10.0.0.0/16"}}]
     assert "to" not in statsd
     assert more["to"] == [{"ipBlock": {"cidr": "169.254.170.23/32"}}]

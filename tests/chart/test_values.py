@@ -44,6 +44,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ("config.roll.row_max=5", "row_max"),
         ("config.rol.rows_max=5", "rol"),
         ("config.batch.rows_max=many", "config/batch/rows_max"),
+        ("config.traces.ratio=all", "config/traces/ratio"),
         ("config.kafka.allow_create_time=perhaps", "config/kafka/allow_create_time"),
         # What the chart sets itself, and what is a secret.
         ("config.shutdown.grace_ms=1", "grace_ms"),

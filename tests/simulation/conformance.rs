@@ -15,6 +15,7 @@ use feed_worker::postgres::transaction::Failure;
 use feed_worker::postgres::{MIGRATIONS, Postgres};
 use feed_worker::reject_limit::{RejectLimits, RejectWindow};
 use feed_worker::row::{self, Coordinates};
+use feed_worker::telemetry::traces::Times;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -198,6 +199,7 @@ impl Pair {
             rejects: (rows_from - first).unsigned_abs(),
             window: RejectWindow { run: self.rng.random_range(0..52), ..RejectWindow::default() },
             oldest_ms: 0,
+            times: Times::default(),
         };
         let job = vec![batch];
         self.session.connect().await.unwrap();

@@ -441,6 +441,7 @@ fn frontier_only(batch: &PartitionBatch) -> PartitionBatch {
         rejects: batch.rejects,
         window: batch.window,
         oldest_ms: batch.oldest_ms,
+        times: batch.times,
     }
 }
 

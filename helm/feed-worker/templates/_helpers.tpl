@@ -319,6 +319,7 @@ spec:
 {{- range .Values.networkPolicy.ports -}}{{- $ports = append $ports (int .) -}}{{- end -}}
 {{- $addresses := append (splitList "," .Values.config.kafka.bootstrap_servers) .Values.config.registry.url -}}
 {{- with .Values.config.s3.endpoint -}}{{- $addresses = append $addresses . -}}{{- end -}}
+{{- with dig "traces" "endpoint" "" .Values.config -}}{{- $addresses = append $addresses . -}}{{- end -}}
 {{- range $addresses -}}{{- $ports = append $ports (include "feed-worker.port" (trim .) | int) -}}{{- end -}}
 {{- $ports | uniq | toJson -}}
 {{- end -}}
