@@ -55,8 +55,9 @@ def state(case):
     ] + [case.rows()]
 
 
-def reconcile(case, **env):
-    return case.run("ledger", "reconcile", "--reason", "the disk of Postgres died", **{**PUT, **env})
+def reconcile(case, dry=False, **env):
+    how = ["--dry-run"] if dry else ["--reason", "the disk of Postgres died"]
+    return case.run("ledger", "reconcile", *how, **{**PUT, **env})
 
 
 def refused(case, *words):
@@ -154,9 +155,10 @@ def test_restored_ledger_is_stopped_then_reconciled(restored):
 
     refused(case, "stop every worker")
     assert case.third.stop() == 0, case.why()
+    written = "UPDATE partition_ledger SET updated_at = now() + interval '{} minutes' RETURNING 1"
+    case.query(written.format(1))  # however long it takes to ask
     refused(case, "try again in")
-    quiet = "UPDATE partition_ledger SET updated_at = updated_at - interval '1 minute' RETURNING 1"
-    case.query(quiet)
+    case.query(written.format(-1))
 
     # A row that was persisted anew, by a release that reads it differently.
     last = "SELECT max(kafka_offset) FROM user_interactions WHERE kafka_partition = 2"
@@ -269,3 +271,17 @@ def test_days_closed_after_the_backup(crossing):
     assert again.returncode == 0 and "nothing to do" in again.stdout
     verified = case.run("exports", "verify", _DATABASE_URL=url)
     assert verified.returncode == 0 and " 2 days, " in verified.stdout, verified.stdout + verified.stderr
+
+
+def test_dry_run_changes_nothing(restored):
+    case = restored
+    assert case.third.stop() == 0, case.why()
+    case.wait(lambda: reconcile(case, dry=True).returncode == 0, "the last PUT's time to be over", 20, every_s=1)
+    before = state(case)
+    told = reconcile(case, dry=True)
+    assert told.returncode == 0 and "nothing was changed" in told.stdout, told.stdout + told.stderr
+    assert state(case) == before
+    done = reconcile(case)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == told.stdout.splitlines()[:-1]
+    assert state(case) != before
