@@ -46,7 +46,6 @@ pub struct GroupContext {
     rejoin: AtomicBool,
     starts: Mutex<BTreeMap<i32, i64>>,
     stopped: Mutex<BTreeSet<i32>>,
-    refused: Mutex<Vec<(i32, i64)>>,
 }
 
 impl GroupContext {
@@ -60,7 +59,6 @@ impl GroupContext {
             rejoin: AtomicBool::new(false),
             starts: Mutex::default(),
             stopped: Mutex::default(),
-            refused: Mutex::default(),
         }
     }
 
@@ -77,11 +75,6 @@ impl GroupContext {
     /// Asks for the group to be joined anew.
     pub fn ask_rejoin(&self) {
         self.rejoin.store(true, Ordering::Relaxed);
-    }
-
-    /// Commits that were refused since the last call.
-    pub fn take_refused(&self) -> Vec<(i32, i64)> {
-        self.refused.lock().map(|mut r| std::mem::take(&mut *r)).unwrap_or_default()
     }
 
     /// Whether the last assignment failed and the group has to be joined anew.
@@ -273,16 +266,6 @@ impl ConsumerContext for GroupContext {
         };
         if let Err(error) = answered {
             let _ = self.events.send(SourceEvent::Fatal(format!("the rebalance cannot be ended: {error}")));
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::debug!(%error, "a commit to kafka was refused: it is sent again");
-            if let Ok(mut refused) = self.refused.lock() {
-                let offset = |e: &TopicPartitionListElem<'_>| e.offset().to_raw();
-                refused.extend(list.elements().iter().filter_map(|e| Some((e.partition(), offset(e)?))));
-            }
         }
     }
 }

@@ -33,6 +33,11 @@ const OUTSTANDING_BYTES_MAX: usize = 8 << 20;
 /// How long the thread just waits for room before it pauses the partitions. Pausing throws away what
 /// was prefetched, so shorter refetches on every hiccup; longer nears `max.poll.interval.ms`.
 const PAUSE_AFTER: Duration = Duration::from_secs(2);
+/// How long after a commit the group is asked what it has. Longer leaves a refused commit, and a lag that is none, for
+/// longer; shorter asks while the client still tries by itself.
+const COMPARE_AFTER: Duration = Duration::from_secs(10);
+/// How long the answer may take: nothing is polled meanwhile. Longer delays records; shorter gives up a slow coordinator.
+const COMPARE_WAIT: Duration = Duration::from_millis(500);
 /// How long one poll waits. Longer delays commands; shorter burns CPU when idle.
 const POLL_WAIT: Duration = Duration::from_millis(10);
 
@@ -128,6 +133,7 @@ impl Source {
             commits: BTreeMap::new(),
             sent: BTreeMap::new(),
             committed_at: Instant::now(),
+            compare_at: None,
             full_since: None,
             paused: false,
             noted: 0,
@@ -180,6 +186,8 @@ struct Poller {
     /// The last frontier that was sent for each partition.
     sent: BTreeMap<i32, i64>,
     committed_at: Instant,
+    /// When what was sent is compared with what the group has.
+    compare_at: Option<Instant>,
     full_since: Option<Instant>,
     paused: bool,
     /// The assignment that was last taken note of.
@@ -416,12 +424,7 @@ impl Poller {
     }
 
     fn commit_if_due(&mut self) {
-        for (partition, frontier) in self.consumer.context().take_refused() {
-            // A newer one may have been sent meanwhile: an older one must not come after it.
-            if self.sent.get(&partition).is_none_or(|sent| *sent <= frontier) {
-                self.commits.entry(partition).or_insert(frontier);
-            }
-        }
+        self.compare_if_due();
         if self.commits.is_empty() || self.committed_at.elapsed() < self.commit_interval {
             return;
         }
@@ -432,8 +435,46 @@ impl Poller {
         self.commit(&frontiers, CommitMode::Async);
     }
 
+    /// The client says nothing of a commit that was refused in the end: what the group has is compared with what was
+    /// sent, and sent again.
+    fn compare_if_due(&mut self) {
+        if self.compare_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        let Ok(assigned) = self.consumer.assignment() else { return };
+        let mut list = TopicPartitionList::new();
+        for partition in self.sent.keys().filter(|p| assigned.find_partition(&self.topic, **p).is_some()) {
+            list.add_partition(&self.topic, *partition);
+        }
+        self.compare_at = None;
+        if list.count() == 0 {
+            return;
+        }
+        match self.consumer.committed_offsets(list, COMPARE_WAIT) {
+            Ok(found) => {
+                for element in found.elements() {
+                    let partition = element.partition();
+                    let Some(&sent) = self.sent.get(&partition) else { continue };
+                    if element.offset().to_raw().is_none_or(|committed| committed < sent) {
+                        tracing::info!(
+                            partition,
+                            frontier = sent,
+                            "a commit to kafka was refused: it is sent again"
+                        );
+                        self.commits.entry(partition).or_insert(sent);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot compare what the group has committed");
+                self.compare_at = Some(Instant::now() + COMPARE_AFTER);
+            }
+        }
+    }
+
     fn commit(&mut self, frontiers: &[(i32, i64)], mode: CommitMode) {
         self.committed_at = Instant::now();
+        self.compare_at.get_or_insert(Instant::now() + COMPARE_AFTER);
         self.sent.extend(frontiers.iter().copied());
         let list = offsets(&self.topic, frontiers);
         if list.count() == 0 {
