@@ -9,6 +9,9 @@ use feed_worker::command::{self, Cli};
 use feed_worker::kafka::security;
 
 fn main() -> ExitCode {
+    // Without this OpenSSL frees at the process's end what a Kafka client that is still closing uses: it would end with
+    // SIGSEGV, now and then.
+    openssl_sys::init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(told) => {

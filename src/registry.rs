@@ -100,7 +100,13 @@ impl Registry {
                     metrics::retried("registry");
                     // An outage in between says nothing about the id: the time starts over.
                     missing_since = None;
-                    tracing::warn!(schema_id = id, %error, "the registry gave no answer: partitions that need this schema wait");
+                    // With what is behind it: that a certificate was refused, say.
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    tracing::warn!(
+                        schema_id = id,
+                        error,
+                        "the registry gave no answer: partitions that need this schema wait"
+                    );
                 }
             }
             backoff.wait().await;

@@ -444,7 +444,7 @@ fn chart_schema() -> serde_json::Value {
 fn value_schema(kind: &str) -> Option<serde_json::Value> {
     Some(match kind {
         "Secret" | "Option<Secret>" => return None,
-        "u16" | "u32" | "u64" | "usize" => json!({"type": "integer", "minimum": 0}),
+        "u16" | "u32" | "u64" | "usize" | "Option<u64>" => json!({"type": "integer", "minimum": 0}),
         "f64" => json!({"type": "number"}),
         "bool" => json!({"type": "boolean"}),
         // Names that `Properties` takes for secrets.

@@ -84,6 +84,8 @@ fn calls() -> Vec<Case> {
             &["lag.export.records:4000000000|g|#partition:11"],
         ),
         (|| metrics::retried("s3"), &["retries:1|c|#dependency:s3"]),
+        (|| metrics::tokens_failing_seconds(12.5), &["tokens.failing.seconds:12.5|g"]),
+        (|| metrics::tokens_left_seconds(885.0), &["tokens.left.seconds:885|g"]),
         (|| metrics::statsd_dropped(6), &["statsd.lines.dropped:6|c"]),
         // What happened to nothing is not sent, and a tag cannot break out of its line.
         (|| metrics::rejected("bad_uuid", 0), &[]),

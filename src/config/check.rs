@@ -122,6 +122,7 @@ fn above_zero(config: &Config, checks: &mut Checks<'_>) {
         ("kafka.commit_interval_ms", kafka.commit_interval_ms),
         ("kafka.queued_kbytes_max", kafka.queued_kbytes_max),
         ("kafka.metadata_refresh_ms", kafka.metadata_refresh_ms),
+        ("kafka.retention_ms", kafka.retention_ms.unwrap_or(1)),
         ("registry.timeout_ms", registry.timeout_ms),
         ("postgres.statement_timeout_ms", postgres.statement_timeout_ms),
         ("postgres.connect_timeout_ms", postgres.connect_timeout_ms),

@@ -104,6 +104,9 @@ sections! {
         token_file: Option<String> = None;
         /// AWS region of the brokers, for `kafka.auth: msk_iam`. Unless set: `s3.region`.
         region: Option<String> = None;
+        /// How long the topic keeps its records, where brokers cannot be asked for it: with tokens (`kafka.auth`:
+        /// `msk_iam`, `token_file`). Unless set: they are asked.
+        retention_ms: Option<u64> = None;
         /// Further librdkafka properties. Keys that the worker
         /// sets itself are refused. By environment: `FEED_WORKER_KAFKA__PROPERTIES__SASL_MECHANISM`.
         properties: Properties = Properties::default();

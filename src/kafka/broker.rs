@@ -27,6 +27,8 @@ pub struct Brokers {
     consumer: ClientConfig,
     topic: String,
     group: String,
+    /// What the configuration says of it.
+    retention_ms: Option<u64>,
 }
 
 impl Brokers {
@@ -36,6 +38,7 @@ impl Brokers {
             consumer: super::consumer_config(config),
             topic: config.kafka.topic.clone(),
             group: config.kafka.group_id.clone(),
+            retention_ms: config.kafka.retention_ms,
         }
     }
 
@@ -69,7 +72,10 @@ impl Broker for Brokers {
     }
 
     fn retention_ms(&self) -> BrokerFuture<'_, Option<u64>> {
-        Box::pin(group::retention_ms(&self.client, &self.topic, METADATA_TIMEOUT))
+        match self.retention_ms {
+            Some(retention_ms) => Box::pin(async move { Ok(Some(retention_ms)) }),
+            None => Box::pin(group::retention_ms(&self.client, &self.topic, METADATA_TIMEOUT)),
+        }
     }
 
     fn record_at(&self, partition: i32, offset: i64) -> BrokerFuture<'_, Option<Chunk>> {

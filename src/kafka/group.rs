@@ -79,7 +79,7 @@ pub async fn retention_ms(
     // It would wait in vain: the library polls an admin client for answers only, never for a token.
     ensure!(
         !wants_tokens(config),
-        "with kafka.auth=msk_iam or token_file the topic's configuration cannot be asked for (docs/security.md)"
+        "with kafka.auth=msk_iam or token_file the brokers cannot be asked for it: set kafka.retention_ms"
     );
     let admin: AdminClient<Quiet> =
         config.create_with_context(Quiet::default()).context("starting the admin client")?;

@@ -27,6 +27,8 @@ use crate::telemetry::metrics;
 const RETRY: Duration = Duration::from_secs(10);
 /// How long one attempt may take. Credentials from an instance's profile were seen to take more than 10 s.
 const MINT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the gauges are set. Longer: whoever reads them forgets them (30 s). Shorter: wakes up for nothing.
+const REPORT: Duration = Duration::from_secs(10);
 /// How long a client waits for the very first token. It holds up that client's thread and nothing else.
 const FIRST_TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A file that another program keeps fresh is read at least this often.
@@ -156,27 +158,53 @@ fn start_once<M: Mint, F: Future<Output = Result<M, String>>>(make: impl FnOnce(
 
 /// Gets token after token until nobody wants one any more.
 async fn keep_fresh(mint: &impl Mint, clock: &impl Clock, tell: watch::Sender<Latest>) {
+    let mut failing_since_ms = None;
     loop {
+        let begun_ms = clock.now_ms();
         let minted = tokio::time::timeout(MINT_TIMEOUT, mint.mint()).await;
         let pause = match minted.unwrap_or_else(|_| Err(format!("no answer within {MINT_TIMEOUT:?}"))) {
             Ok(token) => {
                 let fresh_ms = (token.fresh_until_ms - clock.now_ms()).max(0).unsigned_abs();
                 tell.send_replace(Some(Arc::new(token)));
+                failing_since_ms = None;
                 tracing::debug!(fresh_ms, "a new token for Kafka");
                 Duration::from_millis(fresh_ms / 5 * 4).max(Duration::from_secs(1))
             }
             Err(error) => {
                 let has_old = tell.borrow().is_some();
+                failing_since_ms.get_or_insert(begun_ms);
                 metrics::retried("tokens");
                 tracing::warn!(error, has_old, "no new token for Kafka: trying again in 10 s");
                 RETRY
             }
         };
-        tokio::select! {
-            () = clock.sleep(pause) => {}
-            () = tell.closed() => return,
+        if !wait_and_report(pause, clock, &tell, failing_since_ms).await {
+            return;
         }
     }
+}
+
+/// Waits, and says every while how the tokens are. False: nobody wants one any more.
+async fn wait_and_report(
+    mut pause: Duration,
+    clock: &impl Clock,
+    tell: &watch::Sender<Latest>,
+    failing_since_ms: Option<i64>,
+) -> bool {
+    while !pause.is_zero() {
+        let now_ms = clock.now_ms();
+        let left_ms = tell.borrow().as_ref().map_or(0, |token| token.expires_at_ms - now_ms);
+        metrics::tokens_left_seconds(left_ms.max(0) as f64 / 1e3);
+        let failing_ms = failing_since_ms.map_or(0, |since_ms| now_ms - since_ms);
+        metrics::tokens_failing_seconds(failing_ms.max(0) as f64 / 1e3);
+        let part = pause.min(REPORT);
+        tokio::select! {
+            () = clock.sleep(part) => {}
+            () = tell.closed() => return false,
+        }
+        pause -= part;
+    }
+    true
 }
 
 /// What a client's callback answers. Reads what is there; waits only for the first.

@@ -191,6 +191,12 @@ declare! {
     /// Attempts at something outside that will be made again.
     event retried = "retries" (dependency: &str);
 
+    /// How long no new token for the brokers could be had (`kafka.auth`: `msk_iam`, `token_file`); 0: the last attempt
+    /// brought one.
+    level tokens_failing_seconds = "tokens.failing.seconds" ();
+    /// How long the token that the brokers' clients have is still good; 0: it is no longer, or there is none.
+    level tokens_left_seconds = "tokens.left.seconds" ();
+
     /// From the moment a canary record should have been sent to its acknowledgement (`produce --canary`). One that
     /// failed counts as the time-out.
     distribution canary_acknowledged = "canary.produce.ms" ();

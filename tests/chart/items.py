@@ -220,7 +220,7 @@ def the_worker_reads_its_configuration_from_the_file(chart):
 def secrets_come_by_reference_only(chart):
     found = environment(chart.worker)
     assert found["DATABASE_URL"] == secret("feed-worker-database", "url")
-    assert found["FEED_WORKER_KAFKA__PROPERTIES__SASL_PASSWORD"] == secret("feed-worker-kafka", "password")
+    assert found["FEED_WORKER_KAFKA__PASSWORD"] == secret("feed-worker-kafka", "password")
     assert found["FEED_WORKER_REGISTRY__PASSWORD"] == secret("feed-worker-registry", "password")
     assert found["RUST_LOG"] == "info", "extraEnv"
     assert chart.all("Secret") == [], "the chart makes none"
@@ -263,6 +263,40 @@ def the_role_is_assumed_through_the_service_account(chart):
 def a_service_account_can_be_somebody_elses(chart):
     assert chart.all("ServiceAccount") == []
     assert chart.pod["serviceAccountName"] == "shared"
+
+
+@item("msk-iam")
+def with_iam_no_secret_for_kafka_is_anywhere(chart):
+    account = chart.one("ServiceAccount")
+    assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] == "arn:aws:iam::123456789012:role/feed-worker"
+    for name, _, pod in chart.pods():
+        for container in pod["containers"]:
+            assert not [variable for variable in environment(container) if "KAFKA" in variable], name
+    (policy,) = chart.all("NetworkPolicy")
+    ports = [port["port"] for port in policy["spec"]["egress"][1]["ports"]]
+    assert 9098 in ports and 443 in ports, "the brokers, and STS"
+    (trigger,) = chart.one("ScaledObject")["spec"]["triggers"]
+    assert (trigger["metadata"]["saslTokenProvider"], trigger["metadata"]["awsRegion"]) == ("aws_msk_iam", "eu-central-1")
+    assert chart.one("TriggerAuthentication")["spec"] == {"podIdentity": {"provider": "aws"}}
+    assert [one["metadata"]["name"] for one in chart.all("CronJob")] == [f"{NAME}-maintain", f"{NAME}-audit"]
+
+
+@item("mtls")
+def certificate_and_key_are_mounted_where_the_configuration_says(chart):
+    for name, _, pod in chart.pods():
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["kafka-certificate"]["secret"]["secretName"] == "feed-worker-kafka", name
+        assert volumes["kafka-certificate"]["secret"]["defaultMode"] == 0o440, name
+        assert pod["securityContext"]["fsGroup"] == 65532 == pod["securityContext"]["runAsUser"], name
+        mounts = {mount["name"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts["kafka-certificate"]["readOnly"] is True, name
+        folders = {mounts["kafka-certificate"]["mountPath"], mounts["ca"]["mountPath"]}
+        if name.endswith("-migrate"):
+            continue
+        for key in ("ca_file", "certificate_file", "private_key_file"):
+            (path,) = [line.split(": ")[1] for line in chart.config().splitlines() if line.strip().startswith(f"{key}:")]
+            assert path.rpartition("/")[0] in folders, f"{name}: {path}"
+    assert environment(chart.worker)["FEED_WORKER_REGISTRY__TOKEN"] == secret("feed-worker-registry", "token")
 
 
 # ---- network -------------------------------------------------------------------------------------------------------

@@ -46,11 +46,15 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ("config.batch.rows_max=many", "config/batch/rows_max"),
         ("config.traces.ratio=all", "config/traces/ratio"),
         ("config.kafka.allow_create_time=perhaps", "config/kafka/allow_create_time"),
+        ("config.kafka.auth=msk_iam", "topicsDrift.enabled: `feed-worker topics` cannot work with config.kafka.auth msk_iam"),
         # What the chart sets itself, and what is a secret.
         ("config.shutdown.grace_ms=1", "grace_ms"),
         ("config.statsd.addr=x:1", "addr"),
         ("config.postgres.url=postgres://u:p@h/d", "url"),
         ("config.registry.password=x", "password"),
+        ("config.registry.token=x", "token"),
+        ("config.kafka.password=x", "password"),
+        ("config.kafka.private_key_password=x", "private_key_password"),
         ("config.kafka.properties.sasl\\.password=x", "sasl.password"),
     ],
 )
@@ -67,6 +71,12 @@ def test_everything_that_is_missing_is_told_at_once():
     assert ended.returncode != 0
     for key in ("config.kafka.bootstrap_servers", "config.registry.url", "database.secret", "audit.database.secret"):
         assert f"{key} is missing" in ended.stderr
+
+
+def test_the_drift_job_may_have_its_own_way_to_the_brokers():
+    drift = "topicsDrift.extraEnv[0].name=FEED_WORKER_KAFKA__AUTH,topicsDrift.extraEnv[0].value=scram"
+    ended = rendering.run("minimal", "--set", f"config.kafka.auth=msk_iam,config.kafka.tls=true,{drift}")
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_keda_needs_its_operator():

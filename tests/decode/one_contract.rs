@@ -299,12 +299,15 @@ fn the_producers_page_is_true() {
     };
     assert_eq!(read(json.as_bytes()), read(&avro));
 
-    // librdkafka knows its settings, and takes their values.
+    // librdkafka knows the settings, and takes their values.
     let mut config = rdkafka::ClientConfig::new();
-    for line in blocks(&page, "properties").remove(0).lines() {
-        let (key, value) = line.split_once('=').unwrap();
-        config.set(key, value);
+    for block in blocks(&page, "properties") {
+        for line in block.lines() {
+            let (key, value) = line.split_once('=').unwrap();
+            config.set(key, value);
+        }
+        config.create::<rdkafka::producer::BaseProducer>().unwrap();
     }
-    config.create::<rdkafka::producer::BaseProducer>().unwrap();
     assert_eq!(config.get("enable.idempotence"), Some("true"));
+    assert_eq!(config.get("sasl.mechanism"), Some("OAUTHBEARER"));
 }

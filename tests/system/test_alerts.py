@@ -124,6 +124,12 @@ CASES = {
         ["40m", "70m"],
         ["10m", "20m", "95m"],
     ),
+    "TokensNotRenewed": (
+        # One attempt that failed, after 10 s the next one, is nothing; nor is another worker that has its token.
+        {of("tokens_failing_seconds", pod="a"): "0x10 10 0x10 0+60x12 0x10", of("tokens_failing_seconds", pod="b"): "0x50"},
+        ["27m", "35m"],
+        ["11m", "12m", "22m", "25m", "38m"],
+    ),
     "StatsdDrops": ({of("statsd_lines_dropped_total"): "0x10 5+5x60 305x60"}, ["50m", "70m"], ["30m", "100m"]),
 }
 

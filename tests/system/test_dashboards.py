@@ -100,6 +100,6 @@ def test_both_have_the_same_panels():
     told_elsewhere = {
         "source.offset_jumps", "source.key_mismatch", "export.rows.uploaded", "export.rows.reread", "export.conflicts",
         "ledger.partitions.stopped", "ledger.commit_difference", "day.closed", "group.owned.partitions",
-        "lag.retention_left.seconds", "canary.failed",
+        "lag.retention_left.seconds", "canary.failed", "tokens.failing.seconds", "tokens.left.seconds",
     }  # fmt: skip
     assert set(METRICS) - shown == told_elsewhere

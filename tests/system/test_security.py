@@ -22,6 +22,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+import alerts
 import generate
 import harness
 from harness import ROOT, wait_until
@@ -196,6 +197,12 @@ def test_a_file_that_cannot_be_used_is_told_and_a_key_without_its_password(secur
 # ---- tokens that end -----------------------------------------------------------------------------------------------
 
 
+def page_says(worker, gauges):
+    """Whether the worker's page has each of them, with a value that fits."""
+    found = {series.partition("{")[0]: value for series, value in alerts.page(worker).items()}
+    return all(f"feed_worker_{name}" in found and fits(found[f"feed_worker_{name}"]) for name, fits in gauges.items())
+
+
 def test_a_token_that_expires_is_replaced_from_the_file(secure, make_case):
     """Row 41. The broker ends what a token's life ends; the file's new token is read before that, and nobody notices."""
     case = make_case(secure)
@@ -218,12 +225,21 @@ def test_a_token_that_expires_is_replaced_from_the_file(secure, make_case):
 def test_no_new_token_for_longer_than_the_old_one_lives(secure, make_case):
     """Row 41. While no new token is to be had the old one serves; when it ends too, the worker waits, and then goes on."""
     case = make_case(secure)
-    settings = token_file(secure, case.folder, lives_s=40)
+    settings = token_file(secure, case.folder, lives_s=40) | {"KAFKA__RETENTION_MS": "604800000"}
     generator = generate.Generator(54)
     begun = time.monotonic()
     worker = case.start_ready(**settings, LOG__LEVEL="debug")
+    recorder = alerts.Recorder()
+    recorder.watch(worker)
+    # No token of a test lives long enough for the chart's threshold.
+    rule = alerts.Recording(recorder, case.folder, f'consumer_group="{case.group}"', threshold=5)
+
+    def alert_is(firing):
+        last = recorder.now
+        return last > 0 and rule.says("TokensNotRenewed", [(last, 1, firing)])[0] == 0
+
     (case.folder / "token").write_text("what keeps it fresh is broken")
-    with case.producing((generator.valid() for _ in range(100_000)), per_second=50):
+    with recorder, case.producing((generator.valid() for _ in range(100_000)), per_second=50):
         # At four fifths of its life: no new one, the old one still serves.
         case.wait(lambda: "no new token for Kafka" in worker.log(), "an attempt that fails", timeout_s=60)
         assert time.monotonic() - begun < 40, "the token was to be renewed ahead of time"
@@ -232,10 +248,23 @@ def test_no_new_token_for_longer_than_the_old_one_lives(secure, make_case):
         # Whatever the old token was for is over now: the broker ends the connections.
         case.wait(lambda: "has expired, and no new one" in worker.log(), "the end of the old one", timeout_s=60)
         wait_until(lambda: sum(case.end_offsets().values()) > case.rows() + 100, "records that nobody fetches", timeout_s=60)
+        gauges = {"tokens_left_seconds": lambda left: left == 0, "tokens_failing_seconds": lambda failing: failing > 5}
+        case.wait(lambda: page_says(worker, gauges), "the metrics to say so", timeout_s=60)
+        case.wait(lambda: alert_is(firing=True), "somebody to be paged", timeout_s=60)
         assert worker.alive, worker.log_tail()
         (case.folder / "token").write_text(jwt("feed-admin", 3600))
         stalled = case.rows()
         case.wait(lambda: case.rows() > stalled + 100, "rows with the new token", timeout_s=90)
+        case.wait(lambda: alert_is(firing=False), "the alert to be over", timeout_s=60)
+    code, said = rule.says("TokensNotRenewed", [(1, 1, False)])
+    assert code == 0, f"fired while the token was good: {said}"
+    gauges = {
+        "tokens_left_seconds": lambda left: left > 1000,
+        "tokens_failing_seconds": lambda failing: failing == 0,
+        # With a token nobody can ask the brokers for the retention.
+        "lag_retention_used_percent": lambda used: 0 <= used < 100,
+    }
+    case.wait(lambda: page_says(worker, gauges), "the metrics to say that all is well", timeout_s=60)
     case.wait_drained()
     assert "what keeps it fresh is broken" not in worker.log(), "whatever the file holds may be a secret"
     assert worker.alive and worker.stop() == 0

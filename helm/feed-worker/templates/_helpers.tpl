@@ -107,6 +107,10 @@ annotations:
 {{- $problems = append $problems (printf "%s.database.secret is missing: its role is not the worker's; or set %s.enabled to false" $job $job) -}}
 {{- end -}}
 {{- end -}}
+{{- $auth := .Values.config.kafka.auth | default "none" -}}
+{{- if and .Values.topicsDrift.enabled (has $auth (list "msk_iam" "token_file")) (not (contains "FEED_WORKER_KAFKA__AUTH" (toJson .Values.topicsDrift.extraEnv))) -}}
+{{- $problems = append $problems (printf "topicsDrift.enabled: `feed-worker topics` cannot work with config.kafka.auth %s (docs/security.md): set it to false, or another FEED_WORKER_KAFKA__AUTH in topicsDrift.extraEnv" $auth) -}}
+{{- end -}}
 {{- if eq .Values.autoscaling.mode "none" -}}
 {{- if gt (int .Values.replicaCount) $partitions -}}
 {{- $problems = append $problems (printf "replicaCount (%d) is more than topic.partitions (%d): the others would have nothing to do" (int .Values.replicaCount) $partitions) -}}
