@@ -302,10 +302,19 @@ impl Poller {
     }
 
     /// The callback of an assignment.
-    async fn assign(&mut self, partitions: Vec<i32>) {
+    async fn assign(&mut self, mut partitions: Vec<i32>) {
         let mine = (self.me.slot, self.me.incarnation);
         {
             let mut world = of(&self.me.world);
+            // Giving up took time: the group may have put this member out meanwhile, or decided otherwise.
+            let is_member = world.is_member(mine.0, mine.1);
+            let kafka = &mut world.kafka;
+            partitions.retain(|p| {
+                is_member && kafka.target.get(p) == Some(&mine.0) && !kafka.owned.contains_key(p)
+            });
+            if partitions.is_empty() {
+                return;
+            }
             for partition in &partitions {
                 world.kafka.owned.insert(*partition, mine);
             }
