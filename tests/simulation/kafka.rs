@@ -77,6 +77,12 @@ impl Kafka {
         self.log.get(&partition).map_or(0, |log| log.len() as i64)
     }
 
+    /// The offset of the last record; below zero: there is none.
+    fn last(&self, partition: i32) -> i64 {
+        let log = self.log.get(&partition).map_or(&[][..], Vec::as_slice);
+        log.iter().rposition(|entry| entry.kind != Kind::Marker).map_or(-1, |offset| offset as i64)
+    }
+
     /// The first record at or after an offset.
     fn at(&self, partition: i32, offset: i64) -> Option<(i64, &Entry)> {
         let log = self.log.get(&partition)?;
@@ -383,14 +389,16 @@ impl Poller {
             return;
         }
         let mut world = of(&self.me.world);
-        let waits = self.positions.iter_mut().find(|(p, at)| **at < world.kafka.high(**p));
+        // Something readable follows: at a partition's end it is noticed by its silence only, which takes minutes (scenarios.rs).
+        let mut starts = self.positions.iter_mut().map(|(p, at)| (world.kafka.last(*p), at));
+        let waits = starts.find(|(last, at)| **at < *last);
         if world.kafka.unreadable.contains(&self.me.slot)
-            && let Some((partition, at)) = waits
+            && let Some((last, at)) = waits
         {
             // A batch that cannot be read: the client says so, and goes on behind it.
             world.count("unreadable");
             world.kafka.unreadable.remove(&self.me.slot);
-            *at = (*at + world.rng.random_range(1..4)).min(world.kafka.high(*partition));
+            *at = (*at + world.rng.random_range(1..4)).min(last);
             let _ = self.end.events.send(SourceEvent::Unreadable);
         }
         let mut order: Vec<i32> = self.positions.keys().copied().collect();
