@@ -35,7 +35,7 @@ impl RegistryAuth {
         Some(RegistryAuth::Basic { username, password: registry.password.clone() })
     }
 
-    pub fn set(&self, builder: &mut SrSettingsBuilder) {
+    fn set(&self, builder: &mut SrSettingsBuilder) {
         match self {
             RegistryAuth::Basic { username, password } => {
                 builder.set_basic_authorization(username, password.as_ref().map(Secret::expose));
@@ -45,6 +45,26 @@ impl RegistryAuth {
             }
         }
     }
+}
+
+/// How the configured registry is asked. Errors: an HTTP client that cannot be built.
+pub fn settings(config: &Config) -> Result<SrSettings, SRCError> {
+    let registry = &config.registry;
+    settings_for(&registry.url, RegistryAuth::of(config).as_ref(), Duration::from_millis(registry.timeout_ms))
+}
+
+/// As [`settings`], for whoever has its parts.
+pub fn settings_for(
+    url: &str,
+    auth: Option<&RegistryAuth>,
+    timeout: Duration,
+) -> Result<SrSettings, SRCError> {
+    let mut builder = SrSettings::new_builder(url.trim_end_matches('/').to_owned());
+    builder.set_timeout(timeout);
+    if let Some(auth) = auth {
+        auth.set(&mut builder);
+    }
+    builder.build()
 }
 
 /// Looks schemas up.
@@ -65,15 +85,9 @@ pub enum Answer {
 impl Registry {
     /// Errors: an HTTP client that cannot be built.
     pub fn new(config: &Config) -> Result<Self, SRCError> {
-        let registry = &config.registry;
-        let mut builder = SrSettings::new_builder(registry.url.trim_end_matches('/').to_owned());
-        builder.set_timeout(Duration::from_millis(registry.timeout_ms));
-        if let Some(auth) = RegistryAuth::of(config) {
-            auth.set(&mut builder);
-        }
         Ok(Registry {
-            settings: builder.build()?,
-            missing_after: Duration::from_millis(registry.missing_after_ms),
+            settings: settings(config)?,
+            missing_after: Duration::from_millis(config.registry.missing_after_ms),
         })
     }
 

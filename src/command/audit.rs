@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id};
+use schema_registry_converter::async_impl::schema_registry::get_schema_by_id;
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{RawError, SchemaType};
 
@@ -21,7 +21,7 @@ use crate::audit::topic::Topics;
 use crate::audit::{Audit, LookUp, Produced, Settings, Trouble, event, row};
 use crate::config::{Address, Config};
 use crate::export::object::S3;
-use crate::registry::RegistryAuth;
+use crate::registry;
 
 /// Compare the topic, the DLQ, the table, the bucket and the ledger, by code that is not the worker's.
 ///
@@ -131,8 +131,7 @@ fn failure(trouble: Trouble) -> Failure {
 /// A scheduled job has no shell to write yesterday's date with.
 pub(super) fn parse_day(text: &str) -> Result<i32, String> {
     if text == "yesterday" {
-        let today = chrono::Utc::now().date_naive().signed_duration_since(chrono::NaiveDate::default());
-        return i32::try_from(today.num_days() - 1).map_err(|error| error.to_string());
+        return Ok(row::day_of_us(chrono::Utc::now().timestamp_micros()) - 1);
     }
     row::parse_day(text).ok_or_else(|| "a day is YYYY-MM-DD, or `yesterday` (UTC)".to_owned())
 }
@@ -151,13 +150,7 @@ fn read_produced(path: &Path) -> Result<Produced, Failure> {
 
 /// Asks the registry a few times: that an id is missing is believed at once, nothing waits for it here.
 fn look_up(config: &Config) -> Result<LookUp, Failure> {
-    let registry = &config.registry;
-    let mut builder = SrSettings::new_builder(registry.url.trim_end_matches('/').to_owned());
-    builder.set_timeout(Duration::from_millis(registry.timeout_ms));
-    if let Some(auth) = RegistryAuth::of(config) {
-        auth.set(&mut builder);
-    }
-    let settings = builder.build().map_err(|error| anyhow::anyhow!("registry client: {error}"))?;
+    let settings = registry::settings(config).map_err(|error| anyhow::anyhow!("registry client: {error}"))?;
     let ask = move |id: u32| -> futures::future::BoxFuture<'static, Result<Option<String>, String>> {
         let settings = settings.clone();
         Box::pin(async move {

@@ -21,8 +21,8 @@ pub fn unowned(
     group: &str,
     timeout: Duration,
 ) -> Result<Option<Vec<i32>>, KafkaError> {
-    let partitions = probe::partitions(config, topic, timeout)?;
     let consumer = probe::connect(config)?;
+    let partitions = probe::partitions_by(&consumer, topic, timeout)?;
     let list = consumer.fetch_group_list(Some(group), timeout)?;
     let Some(found) = list.groups().iter().find(|found| found.name() == group) else {
         return Ok(None);

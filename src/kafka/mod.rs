@@ -31,10 +31,8 @@ impl ClientContext for Quiet {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn error(&self, error: KafkaError, reason: &str) {
-        match security::advice(reason) {
-            // Waiting will not put it right.
-            Some(advice) => tracing::warn!(%error, reason, "a connection to kafka was refused: {advice}"),
-            None => tracing::debug!(%error, reason, "a client that looks something up reports an error"),
+        if !security::tell_refusal(&error, reason) {
+            tracing::debug!(%error, reason, "a client that looks something up reports an error");
         }
     }
 

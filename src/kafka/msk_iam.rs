@@ -16,8 +16,9 @@ use aws_sigv4::sign::v4;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::tokens::{Mint, MintFuture, Token, unix_ms};
+use super::tokens::{Mint, MintFuture, Token};
 use crate::config::Secret;
+use crate::outside::unix_ms;
 
 /// What MSK takes at most.
 const VALID: Duration = Duration::from_secs(900);

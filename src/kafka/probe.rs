@@ -109,8 +109,16 @@ pub fn read_at(
 
 /// The partitions of a topic, fresh from the broker, sorted. Blocks.
 pub fn partitions(config: &ClientConfig, topic: &str, timeout: Duration) -> Result<Vec<i32>, KafkaError> {
-    let consumer = connect(config)?;
-    let metadata = told(&consumer, consumer.fetch_metadata(Some(topic), timeout))?;
+    partitions_by(&connect(config)?, topic, timeout)
+}
+
+/// As [`partitions`], by a client that is there.
+pub(super) fn partitions_by(
+    consumer: &BaseConsumer<Quiet>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Vec<i32>, KafkaError> {
+    let metadata = told(consumer, consumer.fetch_metadata(Some(topic), timeout))?;
     let mut partitions: Vec<i32> = metadata
         .topics()
         .iter()

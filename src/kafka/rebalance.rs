@@ -240,10 +240,7 @@ impl ClientContext for GroupContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         // The client goes on by itself: it connects again, or finds the coordinator.
-        match super::security::advice(reason) {
-            Some(advice) => tracing::warn!(%error, reason, "a connection to kafka was refused: {advice}"),
-            None => tracing::warn!(%error, reason, "kafka is not all there"),
-        }
+        super::security::tell(&error, reason);
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {

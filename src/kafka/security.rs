@@ -4,6 +4,7 @@
 //! told in terms of those keys. A client's configuration holds passwords: it is never printed.
 
 use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
 
 use crate::config::{Config, KafkaAuth, Secret};
 
@@ -58,8 +59,22 @@ pub fn wants_tokens(client: &ClientConfig) -> bool {
     client.get("sasl.mechanism") == Some("OAUTHBEARER")
 }
 
+/// Says that a client met an error, and what to do about it if it is about security.
+pub fn tell(error: &KafkaError, reason: &str) {
+    if !tell_refusal(error, reason) {
+        tracing::warn!(%error, reason, "kafka is not all there");
+    }
+}
+
+/// Says of an error that is about security what to do: waiting will not put it right. False: it is about something else.
+pub fn tell_refusal(error: &KafkaError, reason: &str) -> bool {
+    let Some(advice) = advice(reason) else { return false };
+    tracing::warn!(%error, reason, "a connection to kafka was refused: {advice}");
+    true
+}
+
 /// What to do about an error of a client, if it is about security.
-pub fn advice(reason: &str) -> Option<&'static str> {
+fn advice(reason: &str) -> Option<&'static str> {
     // In this order: the first text that is in the reason says most.
     const KNOWN: [(&str, &str); 8] = [
         (

@@ -11,7 +11,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use super::msk_iam::MskIam;
 use crate::config::{Config, KafkaAuth, Secret};
+use crate::outside::now_ms;
 use crate::telemetry::metrics;
 
 /// Distance of attempts while there is no new token. Longer: recovery is noticed later. Shorter: a service
@@ -74,7 +75,7 @@ struct Wall;
 
 impl Clock for Wall {
     fn now_ms(&self) -> i64 {
-        unix_ms(SystemTime::now())
+        now_ms()
     }
     fn sleep(&self, span: Duration) -> impl Future<Output = ()> {
         tokio::time::sleep(span)
@@ -92,7 +93,7 @@ impl TokenFile {
 
 impl Mint for TokenFile {
     fn mint(&self) -> MintFuture<'_> {
-        Box::pin(async { read_token_file(&self.0, unix_ms(SystemTime::now())) })
+        Box::pin(async { read_token_file(&self.0, now_ms()) })
     }
 }
 
@@ -219,17 +220,13 @@ fn wait_for(source: &watch::Receiver<Latest>, timeout: Duration) -> Result<OAuth
     let until = Instant::now() + timeout;
     loop {
         if let Some(token) = source.borrow().clone() {
-            return token.for_client(unix_ms(SystemTime::now()));
+            return token.for_client(now_ms());
         }
         if Instant::now() >= until {
             return Err("there is no token yet: the log says why".into());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-pub(super) fn unix_ms(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 #[cfg(test)]

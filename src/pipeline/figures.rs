@@ -72,13 +72,12 @@ struct Seen {
 pub struct Lag {
     id: i32,
     persisted: i64,
+    /// Records that wait.
     persist_records: u64,
     export_records: u64,
     /// None: not found out.
     persist_ms: Option<i64>,
     export_ms: Option<i64>,
-    /// Nothing but offsets without a record lies between frontier and end.
-    is_empty: bool,
     stopped: bool,
 }
 
@@ -193,7 +192,7 @@ impl Pipeline {
         figures.windows.retain(|id, _| told.contains(id));
         for lag in measured.lags {
             let window = figures.windows.entry(lag.id).or_default();
-            let waiting = lag.waiting();
+            let waiting = lag.persist_records;
             window.push(Observation { at_ms: measured.now_ms, frontier: lag.persisted, lag: waiting });
             let status = if lag.stopped { LagStatus::Stop } else { window.status(measured.now_ms, waiting) };
             lag.report(status, figures.retention_ms);
@@ -202,14 +201,8 @@ impl Pipeline {
 }
 
 impl Lag {
-    /// Records that wait. What ends a partition may be no record but a transaction's marker: it has an offset, and
-    /// nobody will ever persist it.
-    fn waiting(&self) -> u64 {
-        if self.is_empty { 0 } else { self.persist_records }
-    }
-
     fn report(&self, status: LagStatus, retention_ms: Option<u64>) {
-        metrics::lag_persist_records(self.id, self.waiting());
+        metrics::lag_persist_records(self.id, self.persist_records);
         metrics::lag_export_records(self.id, self.export_records);
         metrics::lag_status(self.id, status as u64);
         let seconds = |ms: i64| ms as f64 / 1e3;
@@ -295,7 +288,8 @@ impl Asked {
                 _ => None,
             });
             let is_empty = *end <= seen.persisted || found.get(&seen.id) == Some(&Found::End);
-            // What comes after the last record is nobody's to export.
+            // What ends a partition may be no record but a transaction's marker: it has an offset, and nobody will ever
+            // persist or export it.
             let last = if is_empty { seen.persisted } else { *end };
             let persist_ms =
                 if is_empty { Some(0) } else { next_ms.map(|at_ms| (self.now_ms() - at_ms).max(0)) };
@@ -305,11 +299,10 @@ impl Asked {
             lags.push(Lag {
                 id: seen.id,
                 persisted: seen.persisted,
-                persist_records: end.saturating_sub(seen.persisted).max(0).cast_unsigned(),
+                persist_records: last.saturating_sub(seen.persisted).max(0).cast_unsigned(),
                 export_records: last.saturating_sub(seen.exported).max(0).cast_unsigned(),
                 persist_ms,
                 export_ms,
-                is_empty,
                 stopped: seen.stopped,
             });
         }

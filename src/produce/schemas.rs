@@ -6,7 +6,7 @@ use schema_registry_converter::schema_registry_common::{SchemaType, SuppliedSche
 
 use super::avro::Encoder;
 use super::generator::AvroSchemas;
-use crate::registry::RegistryAuth;
+use crate::registry::{RegistryAuth, settings_for};
 
 /// The current schema, which is also the worker's reader schema.
 pub const CURRENT: &str = include_str!("../../schemas/feed.interactions.v1/interaction.avsc");
@@ -20,12 +20,8 @@ pub fn registry(url: &str, auth: Option<&RegistryAuth>) -> anyhow::Result<SrSett
     if url.is_empty() {
         bail!("no schema registry is configured: set FEED_WORKER_REGISTRY__URL");
     }
-    let mut builder = SrSettings::new_builder(url.trim_end_matches('/').to_owned());
-    builder.set_timeout(std::time::Duration::from_secs(10));
-    if let Some(auth) = auth {
-        auth.set(&mut builder);
-    }
-    builder.build().with_context(|| format!("the registry's address {url} cannot be used"))
+    let settings = settings_for(url, auth, std::time::Duration::from_secs(10));
+    settings.with_context(|| format!("the registry's address {url} cannot be used"))
 }
 
 /// The subject that a topic's values are registered under.

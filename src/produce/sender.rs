@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rdkafka::ClientConfig;
@@ -17,7 +17,8 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::bad::PLANTED_REASON_HEADER;
 use super::generator::{Generator, Record};
 use super::report::{Deliveries, Sent};
-use crate::kafka::security::advice;
+use crate::kafka::security;
+use crate::outside::now_ms;
 
 /// How many records, how fast.
 #[derive(Debug, Clone, Copy, Default)]
@@ -120,19 +121,12 @@ struct DeliveryContext {
     deliveries: Arc<Deliveries>,
 }
 
-/// Whoever waits for `produce` is told what it waits for.
-pub fn tell(error: &KafkaError, reason: &str) {
-    match advice(reason) {
-        Some(advice) => tracing::warn!(%error, reason, "a connection to kafka was refused: {advice}"),
-        None => tracing::warn!(%error, reason, "kafka is not all there"),
-    }
-}
-
 impl ClientContext for DeliveryContext {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tell(&error, reason);
+        // Whoever waits for `produce` is told what it waits for.
+        security::tell(&error, reason);
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
@@ -215,10 +209,4 @@ pub(super) fn wait_until(intended: Instant, stop: &AtomicBool) {
         }
         std::thread::sleep(left.clamp(TICK, PIECE));
     }
-}
-
-/// This process's clock, which may be a shifted one.
-pub(super) fn now_ms() -> i64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
 }

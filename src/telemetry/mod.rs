@@ -9,3 +9,8 @@ mod statsd;
 pub mod traces;
 
 pub use logging::init_logging;
+
+/// An environment variable that somebody has set to something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

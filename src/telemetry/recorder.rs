@@ -19,6 +19,7 @@ use metrics_util::layers::{FanoutBuilder, Layer, PrefixLayer};
 use super::metrics::{Kind, METRICS, Metric};
 pub use super::statsd::FlushGuard;
 use super::statsd::LineSink;
+use super::variable;
 use crate::config::{Config, Statsd};
 
 /// Buckets of every time, in ms. They hold the objectives exactly: 50 (acknowledging a produced record) and 60,000
@@ -146,8 +147,7 @@ fn unified_tags() -> Vec<(&'static str, String)> {
         ("DD_SERVICE", "service"),
         ("DD_VERSION", "version"),
     ];
-    let set = |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
-    TAGS.iter().filter_map(|(variable, tag)| Some((*tag, set(variable)?))).collect()
+    TAGS.iter().filter_map(|(name, tag)| Some((*tag, variable(name)?))).collect()
 }
 
 /// Without units: the recorder would put their names behind the one that stands there already.

@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+use super::variable;
 use crate::config::Config;
 use crate::postgres::lane::PartitionBatch;
 
@@ -111,13 +112,12 @@ pub fn install(config: &Config) -> anyhow::Result<Traces> {
 
 /// Who sends: Datadog's unified tags under OpenTelemetry's names. `OTEL_RESOURCE_ATTRIBUTES` adds to them.
 fn resource() -> Resource {
-    let set = |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
     let mut about = vec![KeyValue::new(
         "service.version",
-        set("DD_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+        variable("DD_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
     )];
-    about.extend(set("DD_ENV").map(|env| KeyValue::new("deployment.environment.name", env)));
-    let service = set("DD_SERVICE").or_else(|| set("OTEL_SERVICE_NAME"));
+    about.extend(variable("DD_ENV").map(|env| KeyValue::new("deployment.environment.name", env)));
+    let service = variable("DD_SERVICE").or_else(|| variable("OTEL_SERVICE_NAME"));
     Resource::builder()
         .with_service_name(service.unwrap_or_else(|| "feed-worker".to_owned()))
         .with_attributes(about)

@@ -66,7 +66,6 @@ impl Poller {
     pub(super) fn find_out_of_range(&mut self) {
         let was_unreadable = self.unreadable_at.take().is_some_and(|at| at.elapsed() < LOST_WITHIN);
         let context = self.consumer.context().clone();
-        self.next.extend(context.take_starts());
         let Ok(assigned) = self.consumer.assignment() else { return };
         let mut found = false;
         for element in assigned.elements() {
@@ -111,7 +110,6 @@ impl Poller {
         }
         self.fetch_again_at = None;
         let context = self.consumer.context().clone();
-        self.next.extend(context.take_starts());
         let Ok(assigned) = self.consumer.assignment() else { return };
         let starts: Vec<(i32, i64)> = assigned
             .elements()

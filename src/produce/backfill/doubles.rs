@@ -3,8 +3,11 @@
 //! What this module guarantees: every record of the run between two places in the topic is counted once, at the price
 //! of one bit for each line of the input; a number that no line of the input has counts as nothing.
 
-/// From where on nobody has looked yet.
-#[derive(Debug, Clone, Default, PartialEq)]
+use serde::{Deserialize, Serialize};
+
+/// From where on nobody has looked yet. The journal has it as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Unchecked {
     /// The lines up to this one were acknowledged then: none of them can come again.
     pub lines: u64,

@@ -46,14 +46,7 @@ struct Entry {
     doubles: u64,
     /// From where on doubles were not looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    unchecked: Option<UncheckedEntry>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UncheckedEntry {
-    lines: u64,
-    offsets: BTreeMap<i32, i64>,
+    unchecked: Option<Unchecked>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
@@ -124,10 +117,7 @@ impl Journal {
             left_out: mark.left_out,
             offsets: mark.offsets.clone(),
             doubles: mark.doubles,
-            unchecked: mark
-                .unchecked
-                .as_ref()
-                .map(|from| UncheckedEntry { lines: from.lines, offsets: from.offsets.clone() }),
+            unchecked: mark.unchecked.clone(),
         })
     }
 
@@ -163,7 +153,7 @@ fn parse(text: &[u8]) -> anyhow::Result<Option<(Begin, Mark)>> {
         delivered: entry.delivered,
         left_out: entry.left_out,
         doubles: entry.doubles,
-        unchecked: entry.unchecked.map(|from| Unchecked { lines: from.lines, offsets: from.offsets }),
+        unchecked: entry.unchecked,
     };
     Ok(Some((begin, mark)))
 }

@@ -35,9 +35,10 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::avro;
 use super::generator::Encoding;
 use super::report::{Deliveries, Sent};
-use super::sender::{self, now_ms, wait_until};
+use super::sender::{self, wait_until};
 use crate::event::{Decoder, InteractionTypes, Reject, RejectReason, Verdict};
-use crate::kafka::probe;
+use crate::kafka::{probe, security};
+use crate::outside::now_ms;
 use bad_lines::{BadLine, BadLines};
 use doubles::{Met, Unchecked};
 use journal::{Begin, Journal};
@@ -252,7 +253,7 @@ impl ClientContext for Reports {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn error(&self, error: KafkaError, reason: &str) {
-        sender::tell(&error, reason);
+        security::tell(&error, reason);
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
