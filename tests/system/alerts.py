@@ -3,12 +3,11 @@
 import json
 import re
 import subprocess
-import threading
 import time
 
 import yaml
 
-from harness import ROOT
+from harness import ROOT, Background
 
 CHART = ROOT / "helm" / "feed-worker"
 ALERTS = yaml.safe_load((CHART / "alerts" / "alerts.yaml").read_text())
@@ -94,24 +93,15 @@ def names(text):
     return {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
 
 
-class Recorder:
+class Recorder(Background):
     """Reads workers' pages while something happens to them, and gives the series to promtool: what was read every half a
     second is told as if it were a minute (or whatever a rule is told), so that windows need not be shortened."""
 
     def __init__(self, every_s=0.5):
+        super().__init__()
         self.every_s = every_s
         self.looks = []
         self._workers = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recorder")
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
 
     def watch(self, worker):
         self._workers = [*self._workers, worker]

@@ -563,12 +563,10 @@ def avro_schema_paths():
     return [SCHEMA_FOLDER / name for name in ("interaction.v1.avsc", "interaction.avsc")]
 
 
-class Watch:
-    """A thread that looks again and again while the block runs; `look` is what a kind of watch does."""
+class Background:
+    """A thread that runs while the block does: `_run`, until `_stop` is set."""
 
-    def __init__(self, case, every_s):
-        self.case = case
-        self.every_s = every_s
+    def __init__(self):
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=type(self).__name__)
 
@@ -579,6 +577,15 @@ class Watch:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join()
+
+
+class Watch(Background):
+    """Looks again and again while the block runs; `look` is what a kind of watch does."""
+
+    def __init__(self, case, every_s):
+        super().__init__()
+        self.case = case
+        self.every_s = every_s
 
     def _run(self):
         while not self._stop.wait(self.every_s):

@@ -574,14 +574,22 @@ def test_slow_postgres_pushes_back(case, proxies):
     case.assert_clean()
 
 
+def slow_rows(seconds):
+    """Statements after which each row takes so long."""
+    body = f"BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END"
+    return (
+        f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$",
+        "CREATE TRIGGER slow BEFORE INSERT ON user_interactions FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+
+
 def test_rows_that_need_longer_than_a_statement_may(case, postgres_log):
     """A batch that takes three times the statement time-out as one statement: it goes in parts, and gets through."""
     generator = generate.Generator(114)
     migrated(case)
     execute(
         case,
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END $$",
-        "CREATE TRIGGER slow BEFORE INSERT ON user_interactions FOR EACH ROW EXECUTE FUNCTION slow()",
+        *slow_rows(0.001),
     )
     case.produce((generator.valid() for _ in range(2400)), partition=1)
     case.produce((generator.valid() for _ in range(100)), partition=3)
@@ -598,8 +606,7 @@ def test_row_that_is_refused_behind_slow_ones(case, postgres_log):
     migrated(case)
     execute(
         case,
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$",
-        "CREATE TRIGGER slow BEFORE INSERT ON user_interactions FOR EACH ROW EXECUTE FUNCTION slow()",
+        *slow_rows(0.02),
         "ALTER TABLE user_interactions ADD CONSTRAINT no_such CHECK (kafka_offset <> 70)",
     )
     case.produce((generator.valid() for _ in range(80)), partition=1)

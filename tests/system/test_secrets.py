@@ -8,7 +8,6 @@ import json
 import re
 import socket
 import subprocess
-import threading
 
 import pytest
 
@@ -35,17 +34,16 @@ ADDED = re.compile(
 )
 
 
-class Agent:
+class Agent(harness.Background):
     """A statsd agent that keeps every line."""
 
     def __init__(self):
+        super().__init__()
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
         self.socket.settimeout(0.2)
         self.env = {"STATSD__ENABLED": "true", "STATSD__ADDR": f"127.0.0.1:{self.socket.getsockname()[1]}"}
         self.packets = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
     def _run(self):
         while not self._stop.is_set():
@@ -54,13 +52,8 @@ class Agent:
             except TimeoutError:
                 continue
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
     def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
+        super().__exit__()
         self.socket.close()
 
 
