@@ -31,3 +31,4 @@ pub mod row;
 pub mod subjects;
 pub mod telemetry;
 pub mod topics;
+pub mod trust;

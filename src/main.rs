@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use feed_worker::command::{self, Cli};
 use feed_worker::kafka::security;
+use feed_worker::trust;
 
 fn main() -> ExitCode {
     // Without this OpenSSL frees at the process's end what a Kafka client that is still closing uses: it would end with
@@ -29,7 +30,8 @@ fn main() -> ExitCode {
         Err(failure) => {
             let text = failure.to_string();
             eprintln!("feed-worker: {text}");
-            if let Some(advice) = security::advice_on_creation(&text) {
+            let advice = security::advice_on_creation(&text).or_else(|| trust::advice(&text));
+            if let Some(advice) = advice.filter(|advice| !text.contains(advice)) {
                 eprintln!("  {advice}");
             }
             ExitCode::from(failure.code())

@@ -16,6 +16,7 @@ use crate::config::{Config, Secret};
 use crate::outside::Schemas;
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
+use crate::trust;
 
 /// Who a client of the registry is, for every command alike.
 #[derive(Debug, Clone)]
@@ -115,7 +116,7 @@ impl Registry {
                     // An outage in between says nothing about the id: the time starts over.
                     missing_since = None;
                     // With what is behind it: that a certificate was refused, say.
-                    let error = format!("{:#}", anyhow::Error::new(error));
+                    let error = trust::with_advice(format!("{:#}", anyhow::Error::new(error)));
                     tracing::warn!(
                         schema_id = id,
                         error,

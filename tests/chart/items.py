@@ -281,6 +281,16 @@ def with_iam_no_secret_for_kafka_is_anywhere(chart):
     assert [one["metadata"]["name"] for one in chart.all("CronJob")] == [f"{NAME}-maintain", f"{NAME}-audit"]
 
 
+@item("full")
+def cas_of_ones_own_count_for_registry_and_store_too(chart):
+    pods = [found for found in chart.pods() if not found[0].endswith("-migrate")]  # only Postgres, which is told by sslrootcert
+    assert len(pods) >= 3
+    for name, _, pod in pods:
+        for container in pod["containers"]:
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert environment(container)["SSL_CERT_DIR"] == mounts["ca"], name
+
+
 @item("mtls")
 def certificate_and_key_are_mounted_where_the_configuration_says(chart):
     for name, _, pod in chart.pods():

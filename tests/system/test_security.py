@@ -1,14 +1,23 @@
 """Who the worker is to Kafka, and who Kafka is to the worker: SCRAM, tokens, certificates, ACLs, against real listeners."""
 
 import base64
+import contextlib
 import json
+import os
 import re
+import shlex
+import shutil
+import socket
+import socketserver
+import ssl
 import subprocess
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -535,3 +544,135 @@ def test_what_does_not_go_together_is_refused_before_anything_is_touched(folder,
     assert "is missing: give it" not in done.stderr, "it is refused for another reason"
     for key in keys:
         assert re.search(rf"\b{re.escape(key)}\b", done.stderr), done.stderr
+
+
+# ---- the image -----------------------------------------------------------------------------------------------------
+
+BUNDLE = "etc/ssl/certs/ca-certificates.crt"
+
+
+@pytest.fixture
+def image(folder):
+    """The root of the image, and a program that starts the worker in it, as the image's user."""
+    root, program = folder / "root", folder / "in-the-image"
+    shutil.rmtree(root, ignore_errors=True)
+    subprocess.run([ROOT / "dev" / "image-root", harness.WORKER, root], check=True)
+    # What Kubernetes mounts into every container.
+    (root / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
+    (root / "etc" / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    if os.geteuid() == 0:
+        into = ["chroot", "--userspec=65532:65532", root]
+    else:
+        into = ["unshare", "--map-root-user", "--root", root]
+    words = shlex.join(map(str, [*into, "/usr/local/bin/feed-worker"]))
+    program.write_text(f'#!/bin/sh\nPATH=$PATH:/usr/sbin exec {words} "$@"\n')
+    program.chmod(0o755)
+    yield root, program
+    shutil.rmtree(root)
+
+
+class TlsFront:
+    """TLS before a server that has none."""
+
+    def __init__(self, address, certificate, key):
+        parsed = urllib.parse.urlsplit(address)
+        self.upstream = (parsed.hostname, parsed.port)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        front = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                with contextlib.suppress(OSError), context.wrap_socket(self.request, server_side=True) as secured:
+                    front.pass_on(secured)
+
+        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"https://localhost:{self.server.server_address[1]}"
+
+    def pass_on(self, secured):
+        with socket.create_connection(self.upstream) as plain:
+
+            def back():
+                with contextlib.suppress(OSError):
+                    while data := plain.recv(65536):
+                        secured.sendall(data)
+                with contextlib.suppress(OSError):
+                    secured.shutdown(socket.SHUT_RDWR)
+
+            threading.Thread(target=back, daemon=True).start()
+            with contextlib.suppress(OSError):
+                while data := secured.recv(65536):
+                    plain.sendall(data)
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def fronts(secure):
+    """Registry and object store behind TLS, with a certificate of the stack's own CA."""
+    pair = tls(secure, "broker.pem"), tls(secure, "broker.key")
+    made = {key: TlsFront(secure.env[f"FEED_WORKER_{key}"], *pair) for key in ("REGISTRY__URL", "S3__ENDPOINT")}
+    yield {key: front.url for key, front in made.items()}
+    for front in made.values():
+        front.close()
+
+
+def test_in_the_image_the_cas_of_its_bundle_count(secure, make_case, image, fronts):
+    """Brokers, registry and object store, each over TLS: with their CA in the bundle all of them; without, none, and told why."""
+    case = make_case(secure)
+    root, case.program = image
+    brokers = {name: value for name, value in scram(secure, case.folder).items() if not name.endswith("_FILE")}
+    brokers["KAFKA__PASSWORD"] = PASSWORDS["feed-admin"]
+    # As the Dockerfile sets it.
+    trusting = {"_SSL_CERT_FILE": f"/{BUNDLE}"}
+    bundle = root / BUNDLE
+    shipped, ours = bundle.read_text(), Path(tls(secure, "ca.pem")).read_text()
+    assert shipped.count("BEGIN CERTIFICATE") > 50, "the public CAs: S3, STS, brokers of MSK"
+    folder_of_cas = root / "etc" / "feed-worker" / "ca"
+    folder_of_cas.mkdir()
+    (folder_of_cas / "ca.pem").write_text(ours)
+    # As the chart sets it, for its own ConfigMap of CAs.
+    beside = {"_SSL_CERT_DIR": "/etc/feed-worker/ca", "KAFKA__CA_FILE": "/etc/feed-worker/ca/ca.pem"}
+    generator = generate.Generator(55, case.schemas())
+    for content, more in ((shipped + ours, {}), (shipped, beside)):
+        bundle.write_text(content)
+        case.produce(generator.event() for _ in range(300))
+        worker = case.start_ready(**brokers, **fronts, **trusting, **more)
+        case.wait_drained()
+        case.wait_exported()
+        assert worker.stop() == 0
+    case.assert_clean()
+
+    # As it is shipped: each of the three says which CA it lacks, and where to put it.
+    case.produce(generator.event() for _ in range(300))
+    lacking = {
+        "brokers": (brokers, "a connection to kafka was refused", "kafka.ca_file"),
+        "registry": ({"REGISTRY__URL": fronts["REGISTRY__URL"]}, "the registry gave no answer", "SSL_CERT_FILE"),
+        "store": ({"S3__ENDPOINT": fronts["S3__ENDPOINT"]}, "the bucket cannot be tried yet", "SSL_CERT_FILE"),
+    }
+    for part, (settings, what, advice) in lacking.items():
+        lost = case.start(part, **settings, **trusting)
+
+        def told(lost=lost, what=what, advice=advice):
+            return [line for line in lost.log().splitlines() if what in line and advice in line]
+
+        wait_until(told, lambda lost=lost: lost.log_tail(), timeout_s=60)
+        assert lost.alive, "it waits: a server's certificate may be put right there"
+        lost.kill()
+
+    # Without any: nobody waits for that.
+    bundle.unlink()
+    lost = case.start("without", **brokers, **fronts, **trusting)
+    assert lost.wait() == 70 and f"/{BUNDLE}" in lost.log() and "let SSL_CERT_FILE name" in lost.log(), lost.log_tail()
+    assert "panicked" not in lost.log()
+    for words, settings, advice in (
+        (("lag",), brokers, "kafka.ca_file"),
+        (("schemas", "check", "/nowhere", "--subject", "s"), fronts, "let SSL_CERT_FILE name"),
+        (("exports", "verify", "--day", "2026-01-01"), fronts, "let SSL_CERT_FILE name"),
+    ):
+        done = case.run(*words, **settings, **trusting)
+        assert done.returncode not in (0, 2, 101) and advice in done.stderr, f"{words}: {done.returncode}\n{done.stderr}"

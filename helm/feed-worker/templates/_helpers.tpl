@@ -148,6 +148,11 @@ annotations:
 {{- $root := .root -}}
 - name: FEED_WORKER_CONFIG
   value: /etc/feed-worker/config.yaml
+{{- if $root.Values.caCertificates.configMap }}
+# Beside the image's own bundle.
+- name: SSL_CERT_DIR
+  value: /etc/feed-worker/ca
+{{- end }}
 {{- with .database }}
 {{ include "feed-worker.databaseUrl" . }}
 {{- end }}

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ListedObject, ObjectInfo, ObjectStore, PutOutcome, StoreError, StoreErrorKind, StoreFuture};
 use crate::failpoint::failpoint;
+use crate::trust;
 
 /// Where stores that are not AWS are said to be when nobody says it.
 const REGION_OF_AN_ENDPOINT: &str = "us-east-1";
@@ -46,7 +47,7 @@ pub struct S3 {
 
 impl S3 {
     /// Reads the SDK's configuration. Sends nothing to the store, and never fails for one that is
-    /// away; without a region no request can be signed.
+    /// away; without a region no request can be signed, without any CA none can be sent.
     pub async fn connect(settings: &S3Settings) -> Result<Self, StoreError> {
         Self::connect_with(settings, aws_config::defaults(BehaviorVersion::latest())).await
     }
@@ -57,6 +58,13 @@ impl S3 {
         settings: &S3Settings,
         sdk: aws_config::ConfigLoader,
     ) -> Result<Self, StoreError> {
+        let refused = |message| StoreError {
+            operation: "connect",
+            key: settings.bucket.clone(),
+            kind: StoreErrorKind::Refused,
+            message,
+        };
+        trust::some_ca().map_err(refused)?;
         let timeout = Duration::from_millis(settings.timeout_ms);
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
@@ -84,12 +92,7 @@ impl S3 {
         }
         let shared = loader.load().await;
         if shared.region().is_none() {
-            return Err(StoreError {
-                operation: "connect",
-                key: settings.bucket.clone(),
-                kind: StoreErrorKind::Refused,
-                message: "no region is configured, here or in the AWS environment".to_owned(),
-            });
+            return Err(refused("no region is configured, here or in the AWS environment".to_owned()));
         }
         let config =
             aws_sdk_s3::config::Builder::from(&shared).force_path_style(settings.force_path_style).build();
@@ -257,7 +260,7 @@ where
             format!("{status} {code}: {}", error.message().unwrap_or("no message"))
         }
         (Some(status), _) => format!("{status}, and an answer that is not understood"),
-        (None, _) => with_causes(error),
+        (None, _) => trust::with_advice(with_causes(error)),
     };
     StoreError { operation, key: key.to_owned(), kind, message: shortened(&message) }
 }
