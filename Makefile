@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce deny clean
+.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-drain: install ## Drain 2,000,000 events into both sinks (release build), 
 
 bench-produce: install ## How long a producer waits for its acknowledgement, at four loads and with brokers killed (release build)
 	benches/produce_latency/run
+
+bench-peers: install ## The same topic drained by the worker, plain Python, Flink SQL and Kafka Connect, whole and killed half-way
+	benches/peers/run
 
 deny: ## Licences, sources and duplicates of the dependencies (needs cargo-deny)
 	cargo deny check bans licenses sources

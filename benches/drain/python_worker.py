@@ -1,7 +1,9 @@
 """A plain Python worker, as a competent data engineer would write it: confluent-kafka, fastavro, psycopg COPY, pyarrow.
 
 consume(5000) -> decode -> one COPY a batch -> rows gathered for one Parquet file of 250,000 -> PUT -> commit. At least
-once: a kill between COPY and commit doubles rows. That is what the comparison is with.
+once: a kill between COPY and commit reads records again, which doubles their rows, or fails where a key forbids that; with
+BENCH_ON_CONFLICT=1 rows go through a temporary table and ON CONFLICT DO NOTHING. Ends when BENCH_EVENTS were read, or nothing
+came for BENCH_IDLE_S seconds after something had.
 """
 
 import io
@@ -18,6 +20,8 @@ import pyarrow.parquet as pq
 from confluent_kafka import Consumer
 
 EVENTS = int(os.environ["BENCH_EVENTS"])
+IDLE_S = float(os.environ.get("BENCH_IDLE_S", "inf"))
+ON_CONFLICT = os.environ.get("BENCH_ON_CONFLICT") == "1"
 WEIGHTS = {"complete": 5.0, "share": 4.0, "comment": 4.0, "like": 3.0, "follow": 3.0, "view": 1.0, "skip": -1.0}
 COLUMNS = (
     "kafka_partition", "kafka_offset", "recorded_at", "occurred_at", "ingested_at", "user_id", "video_id",
@@ -55,14 +59,23 @@ def main():
     consumer = Consumer({
         "bootstrap.servers": os.environ["FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS"], "group.id": os.environ["BENCH_GROUP"],
         "enable.auto.commit": False, "auto.offset.reset": "earliest", "fetch.queue.backoff.ms": 10,
+        "session.timeout.ms": int(os.environ.get("BENCH_SESSION_TIMEOUT_MS", "45000")),
     })
     consumer.subscribe(["feed.interactions.v1"])
     s3 = boto3.client("s3", endpoint_url=os.environ["FEED_WORKER_S3__ENDPOINT"], region_name="us-east-1")
     connection = psycopg.connect(os.environ["DATABASE_URL"])
     utc = timezone.utc
-    pending, done, files = [], 0, 0
-    while done < EVENTS:
+    if ON_CONFLICT:
+        connection.execute("CREATE TEMP TABLE arrived (LIKE user_interactions) ON COMMIT DELETE ROWS")
+        connection.commit()
+    table = "arrived" if ON_CONFLICT else "user_interactions"
+    pending, done, files, last = [], 0, 0, None
+    ended = False
+    while not ended:
         messages = consumer.consume(5000, 0.2)
+        if messages:
+            last = time.monotonic()
+        ended = done + len(messages) >= EVENTS or (last is not None and time.monotonic() - last > IDLE_S)
         now = datetime.now(utc)
         rows = []
         for message in messages:
@@ -82,20 +95,23 @@ def main():
                 json.dumps(metadata, sort_keys=True, separators=(",", ":")) if metadata is not None else None,
             ))
         if rows:
-            with connection.cursor() as cursor, cursor.copy(f"COPY user_interactions ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)") as copy:
+            with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)") as copy:
                 copy.set_types(TYPES)
                 for row in rows:
                     copy.write_row(row[:-1] + (None if row[-1] is None else psycopg.types.json.Jsonb(json.loads(row[-1])),))
+            if ON_CONFLICT:
+                columns = ", ".join(COLUMNS)
+                connection.execute(f"INSERT INTO user_interactions ({columns}) SELECT {columns} FROM arrived ON CONFLICT DO NOTHING")
             connection.commit()
             pending.extend(rows)
             done += len(rows)
-        if len(pending) >= 250_000 or done >= EVENTS:
+        if len(pending) >= 250_000 or (ended and pending):
             columns = list(zip(*pending))
             for index in (5, 6, 15):
                 columns[index] = [None if value is None else str(value) for value in columns[index]]
-            table = pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA)], schema=SCHEMA)
+            parquet = pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, SCHEMA)], schema=SCHEMA)
             out = io.BytesIO()
-            pq.write_table(table, out, compression="zstd")
+            pq.write_table(parquet, out, compression="zstd")
             s3.put_object(Bucket=os.environ["FEED_WORKER_S3__BUCKET"], Key=f"{os.environ['BENCH_PREFIX']}/{files:06}-{time.time_ns()}.parquet", Body=out.getvalue())
             files += 1
             pending.clear()

@@ -1,0 +1,149 @@
+"""What the benchmarks share: a stack of their own, the worker's commands, fresh databases, and who used how much CPU."""
+
+import json
+import os
+import pathlib
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PYTHON = ROOT / "target/venv/bin/python"
+WORKER = pathlib.Path(os.environ.get("FEED_BENCH_WORKER") or ROOT / "target/release/feed-worker")
+
+
+def in_venv():
+    """Begins this program again with the tools' Python, which has the clients; builds the worker unless it is given."""
+    if pathlib.Path(sys.prefix) != ROOT / "target/venv":
+        subprocess.run([ROOT / "dev/venv", "demo"], check=True)
+        os.execv(PYTHON, [PYTHON, *sys.argv])
+    if "FEED_BENCH_WORKER" not in os.environ:
+        subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "feed-worker"], cwd=ROOT, check=True)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+class Stack:
+    """Broker, Postgres, S3 server and registry, up while the block runs."""
+
+    def __init__(self, folder, *options):
+        self.folder = ROOT / "target" / folder
+        self.options = options
+
+    def __enter__(self):
+        self.run("up", *self.options)
+        return self
+
+    def __exit__(self, *_):
+        self.run("down", check=False)
+
+    def run(self, verb, *options, check=True):
+        return subprocess.run([ROOT / "dev/stack", verb, "--dir", self.folder, *map(str, options)], check=check)
+
+    def env(self):
+        """The environment of a worker that nobody else watches."""
+        lines = (self.folder / "env").read_text().splitlines()
+        pairs = (line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+        values = {name: value.strip("'") for name, value in pairs}
+        return {**os.environ, **values, "FEED_WORKER_HEALTH__ADDR": "127.0.0.1:0", "FEED_WORKER_STATSD__ENABLED": "false"}
+
+    def postgres_cpu_s(self):
+        """User + system seconds of the stack's Postgres: its server processes that live, and those that ended."""
+        pid = int((self.folder / "run/postgres.pid").read_text().split()[0])
+        ticks = 0
+        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            number = int(stat.parent.name)
+            if number == pid:
+                ticks += sum(int(fields[index]) for index in (11, 12, 13, 14))
+            elif int(fields[1]) == pid:
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def worker(env, *arguments, **options):
+    return subprocess.run([WORKER, *map(str, arguments)], env=env, cwd=ROOT, check=True, **options)
+
+
+def start_worker(env):
+    return subprocess.Popen([WORKER, "run"], env=env, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def preload(env, events):
+    """The topic, with so many valid Avro events of today's schema."""
+    worker(env, "topics", "apply", "--environment", "local")
+    worker(env, "schemas", "register")
+    worker(env, "produce", "--count", events, "--json-share", 0, "--avro-v1-share", 0, "--bad-share", 0, "--quiet")
+
+
+def fresh_database(env, name, with_user_index=True):
+    """An empty database with the tables as shipped; group and prefix of the same name."""
+    query(env, f"DROP DATABASE IF EXISTS {name}", "CREATE DATABASE " + name)
+    base, _ = env["DATABASE_URL"].rsplit("/", 1)
+    env = {**env, "DATABASE_URL": f"{base}/{name}", "FEED_WORKER_KAFKA__GROUP_ID": name, "FEED_WORKER_S3__PREFIX": name}
+    worker(env, "migrate", stderr=subprocess.DEVNULL)
+    worker(env, "maintain", stderr=subprocess.DEVNULL)
+    if not with_user_index:
+        query(env, "DROP INDEX user_interactions_user")
+    return env
+
+
+def query(env, *statements):
+    import psycopg
+
+    with psycopg.connect(env["DATABASE_URL"], autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def waited(process):
+    """Waits for a child; the resources that it, and its own children, used."""
+    if process.returncode is None:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return usage
+    raise RuntimeError("the child was already waited for")
+
+
+def has_ended(process):
+    """Whether a child has ended; leaves it to be waited for, with its resources."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def ended_well(process):
+    usage = waited(process)
+    assert process.returncode == 0, f"exit code {process.returncode}"
+    return usage
+
+
+def cpu(usage, events):
+    seconds = usage.ru_utime + usage.ru_stime
+    return {
+        "cpu_us_per_event": round(seconds / events * 1e6, 3), "events_per_cpu_second": round(events / seconds),
+        "peak_memory_mb": round(usage.ru_maxrss / 1024),
+    }
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def health(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            return json.load(answer)
+    except OSError:
+        return {}
+
+
+def stop(process):
+    process.send_signal(signal.SIGTERM)
+    return ended_well(process)
