@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers deny clean
+.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-leaves bench-check deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -71,6 +71,12 @@ bench-produce: install ## How long a producer waits for its acknowledgement, at 
 
 bench-peers: install ## The same topic drained by the worker, plain Python, Flink SQL and Kafka Connect, whole and killed half-way
 	benches/peers/run
+
+bench-leaves: install ## What one event costs in each leaf, by the clock (criterion)
+	cargo bench --locked --bench leaves
+
+bench-check: install ## What one event costs in each leaf, in instructions, held to benches/instructions.json
+	benches/check
 
 deny: ## Licences, sources and duplicates of the dependencies (needs cargo-deny)
 	cargo deny check bans licenses sources

@@ -13,6 +13,7 @@ thread_local! {
     /// May be below zero: memory can be freed by another thread than the one that asked for it.
     static LIVE: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
+    static CALLS: Cell<u64> = const { Cell::new(0) };
 }
 
 fn count(bytes: isize) {
@@ -20,6 +21,7 @@ fn count(bytes: isize) {
     let _ = LIVE.try_with(|live| {
         live.set(live.get() + bytes);
         let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
+        let _ = CALLS.try_with(|calls| calls.set(calls.get() + u64::from(bytes > 0)));
     });
 }
 
@@ -58,4 +60,9 @@ pub fn peak() -> isize {
 
 pub fn restart_peak() {
     PEAK.set(LIVE.get());
+}
+
+/// How often this thread has asked for memory, or for more of it.
+pub fn calls() -> u64 {
+    CALLS.get()
 }

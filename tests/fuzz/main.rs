@@ -19,6 +19,9 @@
 mod allocations;
 mod generate;
 mod harness;
+mod hot_path;
+#[path = "../../benches/leaves/leaf.rs"]
+mod leaf;
 mod meter;
 mod mutate;
 #[path = "../decode/oracle.rs"]

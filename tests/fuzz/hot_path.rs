@@ -1,0 +1,34 @@
+//! What an event costs in allocations once every buffer is there.
+
+use crate::allocations;
+use crate::leaf::{EVENTS, LEAVES, Leaf};
+
+/// Runs before counting, and while counting.
+const RUNS: usize = 32;
+/// Of decoding and encoding, whatever the encoding: a buffer that grew once more, and nothing for each event.
+const DECODING_PER_EVENT_MAX: f64 = 2.0 / EVENTS as f64;
+/// Of the whole way from Kafka to the COPY tuple.
+const WAY_PER_EVENT_MAX: f64 = 0.05;
+
+fn allocations_per_event(leaf: &mut dyn Leaf) -> f64 {
+    let mut runs = || (0..RUNS).map(|_| leaf.run()).sum::<usize>();
+    assert!(runs() > 0);
+    let before = allocations::calls();
+    assert!(runs() > 0);
+    (allocations::calls() - before) as f64 / (RUNS * EVENTS) as f64
+}
+
+fn cost(name: &str) -> f64 {
+    let (_, make) = LEAVES.iter().find(|(known, _)| *known == name).expect("a leaf");
+    allocations_per_event(&mut *make())
+}
+
+#[test]
+fn an_event_costs_almost_no_allocation() {
+    for name in ["decode_avro", "decode_avro_v1", "decode_json", "tuple_avro", "tuple_json", "row_hash"] {
+        let found = cost(name);
+        assert!(found <= DECODING_PER_EVENT_MAX, "{name}: {found} allocations per event");
+    }
+    let way = cost("chunk") + cost("tuple_avro");
+    assert!(way <= WAY_PER_EVENT_MAX, "{way} allocations per event");
+}
