@@ -4,7 +4,7 @@ FROM rust:1.94.1-bookworm AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates cmake libssl-dev pkg-config zlib1g-dev \
+    && apt-get install -y --no-install-recommends ca-certificates cmake libssl-dev pkg-config python3 zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
 RUN cargo install --locked cargo-auditable@0.7.7 cargo-cyclonedx@0.5.9
 WORKDIR /work
@@ -20,7 +20,8 @@ RUN touch src/lib.rs src/main.rs \
     && cargo auditable build --release --locked --bin feed-worker \
     && cargo cyclonedx --format json --override-filename sbom
 RUN dev/image-root target/release/feed-worker /root-of-image \
-    && install -D -m 0644 sbom.json /root-of-image/usr/share/sbom/feed-worker.cdx.json
+    && install -D -m 0644 sbom.json /root-of-image/usr/share/sbom/feed-worker.cdx.json \
+    && dev/sbom-check /root-of-image/usr/share/sbom/feed-worker.cdx.json /root-of-image/usr/local/bin/feed-worker
 
 FROM scratch
 COPY --from=build /root-of-image/ /

@@ -18,6 +18,7 @@ tools: install venv ## Parts that are not ours, for the system tests: versitygw,
 	dev/apicurio
 	dev/promtool
 	dev/chart-tools
+	dev/sbom-tools
 
 build: install ## Build the worker and the local S3 server (debug profile)
 	cargo build --locked --bins --example s3
@@ -42,6 +43,7 @@ test-system: build tools ## Only the system tests, against a real stack
 
 chart: build venv ## Lint, render, validate and test the helm chart and the image's root
 	dev/chart-tools
+	dev/sbom-tools
 	target/venv/bin/python -m pytest tests/chart
 
 lint: ## Formatting and clippy, warnings are errors

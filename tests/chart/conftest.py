@@ -16,3 +16,5 @@ def tools():
     """Without them nothing could be said: never skipped."""
     for tool in ("helm", "helm3", "kubeconform", "hadolint"):
         assert (rendering.TOOLS / tool).exists(), f"{tool} is missing: dev/chart-tools"
+    for tool in ("cargo-auditable", "cargo-cyclonedx"):
+        assert (rendering.TOOLS.parent / "cargo" / "bin" / tool).exists(), f"{tool} is missing: dev/sbom-tools"
