@@ -12,10 +12,12 @@
 //!    only when they are committed; Kafka is told last.
 //! 4. One partition that waits, stops or is lost does not hold up another.
 
+mod catch_up;
 mod export_side;
 mod figures;
 mod intake;
 mod membership;
+mod memory;
 mod parts;
 mod persist_side;
 mod schemas;

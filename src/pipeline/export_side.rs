@@ -1,4 +1,4 @@
-//! What follows a commit: files, catching up, memory, days.
+//! What follows a commit: files and days.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use crate::export::upload::Uploaded;
 use crate::kafka::probe::Found;
 use crate::partition::{AbortOnDrop, Partition, Wait};
 use crate::postgres::ledger::Stop;
-use crate::postgres::reread::{Range, Reread};
 use crate::telemetry::metrics;
 
 /// How often a partition that looks empty after midnight is probed. Longer closes its day later;
@@ -19,16 +18,6 @@ use crate::telemetry::metrics;
 const PROBE_AGAIN: Duration = Duration::from_secs(3);
 /// How often finished days are looked for when nothing hints at one.
 const FINISH_AGAIN: Duration = Duration::from_secs(5);
-/// How long the store has to be away before memory is rather given back than filled with sealed files.
-const STORE_AWAY: Duration = Duration::from_secs(1);
-/// Least time between two chunks that are read back while persisting has a backlog. Longer leaves the
-/// export behind for longer; shorter takes more of Postgres from persisting.
-const READ_YIELD: Duration = Duration::from_millis(500);
-
-/// A file that takes less than a partition's share of the memory budget divided by this is not worth an object of
-/// its own when memory is full. Larger makes small objects of what waits for a slow store; smaller drops and reads
-/// back what could have been uploaded.
-const ROLL_SHARE: usize = 4;
 
 impl Pipeline {
     pub(super) fn on_exported(&mut self, done: Done) -> Result<(), Ended> {
@@ -67,7 +56,7 @@ impl Pipeline {
         }
     }
 
-    fn partition_of(&mut self, id: i32, epoch: i64) -> Option<&mut Partition> {
+    pub(super) fn partition_of(&mut self, id: i32, epoch: i64) -> Option<&mut Partition> {
         self.partitions.get_mut(&id).filter(|p| p.epoch == epoch)
     }
 
@@ -82,51 +71,6 @@ impl Pipeline {
         self.keep_memory();
         self.start_uploads();
         self.start_read();
-    }
-
-    /// One byte budget. From three quarters of it on the largest files roll, and at its end also those whose turn to be
-    /// uploaded is not yet; what is still above it is dropped and read back later, be the store away or only slow.
-    fn keep_memory(&mut self) {
-        let budget = self.memory_budget();
-        let away = self.store_away_since.is_some_and(|since| since.elapsed() > STORE_AWAY);
-        // A sealed file is smaller, and goes when it is uploaded: it does not count for rolling others.
-        while !away && self.memory_bytes() - self.sealed_bytes() > budget / 4 * 3 {
-            let open = self.partitions.values_mut().filter(|p| !p.exporter.is_uploading());
-            let Some(partition) = open.max_by_key(|p| p.exporter.open_bytes()) else { break };
-            if partition.exporter.open_bytes() == 0 {
-                break;
-            }
-            seal(partition);
-            self.start_uploads();
-        }
-        let worth = budget / (ROLL_SHARE * self.partitions.len().max(1));
-        while self.memory_bytes() > budget {
-            let open = self.partitions.values_mut().max_by_key(|p| p.exporter.open_bytes());
-            if let Some(partition) = open.filter(|p| !away && p.exporter.open_bytes() >= worth) {
-                seal(partition);
-                self.start_uploads();
-                continue;
-            }
-            let largest = self.partitions.values_mut().max_by_key(|p| p.exporter.sheddable_bytes());
-            let Some(partition) = largest.filter(|p| p.exporter.sheddable_bytes() > 0) else { return };
-            partition.exporter.shed();
-            metrics::export_shed();
-        }
-    }
-
-    /// What batches and files may take together; the client's prefetch has its own part.
-    pub(super) fn memory_budget(&self) -> usize {
-        let queue = self.config.kafka.queued_kbytes_max << 10;
-        self.config.export.memory_bytes_max.saturating_sub(queue) as usize
-    }
-
-    /// Batches and files.
-    pub(super) fn memory_bytes(&self) -> usize {
-        self.partitions.values().map(|p| p.batch_bytes() + p.exporter.memory_bytes()).sum()
-    }
-
-    fn sealed_bytes(&self) -> usize {
-        self.partitions.values().map(|p| p.exporter.sealed_bytes()).sum()
     }
 
     pub(super) fn start_uploads(&mut self) {
@@ -157,84 +101,6 @@ impl Pipeline {
                 partition.exporter.halt(why);
             }
             Uploaded::Restored(why) => self.stop(id, epoch, Stop::Restored, why),
-        }
-    }
-
-    /// Starts reading one chunk back, if an export is behind and nothing speaks against it now.
-    fn start_read(&mut self) {
-        let settled = Duration::from_millis(self.config.export.settle_ms);
-        let busy = !self.backlog.is_empty() && self.lanes.iter().all(|lane| lane.busy.is_some());
-        let yields = busy && self.read_at.elapsed() < READ_YIELD;
-        if self.reading.is_some()
-            || self.settled_at.elapsed() < settled
-            || (self.store_away_since.is_some()
-                && self.partitions.values().any(|p| p.exporter.is_uploading()))
-            || self.shutdown.is_some()
-            || yields
-        {
-            return;
-        }
-        let rows_max = self.config.export.catch_up_rows;
-        let crowded = self.memory_bytes() > self.memory_budget() / 2;
-        let after = self.read_after;
-        let ids: Vec<i32> = self.partitions.keys().copied().collect();
-        let turns = ids.iter().filter(|id| **id > after).chain(ids.iter().filter(|id| **id <= after));
-        for id in turns {
-            let Some(partition) = self.partitions.get_mut(id) else { continue };
-            // Rows that were dropped for want of memory would only be dropped again.
-            if crowded && partition.exporter.is_uploading() {
-                continue;
-            }
-            let Some((from, upto)) = partition.exporter.next_read(partition.frontier, rows_max) else {
-                continue;
-            };
-            let range = Range {
-                partition: *id,
-                epoch: partition.epoch,
-                from,
-                upto,
-                first_day: partition.closed_day + 1,
-                rows_max,
-            };
-            self.reading = Some(*id);
-            self.read_after = *id;
-            self.read_at = Instant::now();
-            let database = self.outside.database.clone();
-            self.tasks.start(async move {
-                let started = Instant::now();
-                let read = tokio::time::timeout(Duration::from_secs(10), database.read(&range));
-                let result = match read.await {
-                    Ok(result) => result.map_err(|e| e.to_string()),
-                    Err(_) => Err("no answer in time".to_owned()),
-                };
-                metrics::stage("reread", started.elapsed());
-                Done::Read { partition: range.partition, epoch: range.epoch, result }
-            });
-            return;
-        }
-    }
-
-    fn on_read(&mut self, id: i32, epoch: i64, result: Result<Reread, String>) {
-        self.reading = None;
-        let Some(partition) = self.partition_of(id, epoch) else { return };
-        match result {
-            Ok(Reread::Rows { tuples, rows, complete, export_frontier }) => {
-                let frontier = partition.frontier;
-                let read = partition.exporter.read(&tuples, complete, export_frontier, frontier);
-                if let Err(error) = read {
-                    halt(partition, &error);
-                }
-                metrics::rows_reread(rows);
-                self.keep_memory();
-                self.start_uploads();
-                self.start_read();
-            }
-            Ok(Reread::Fenced) => self.lose(id),
-            Err(why) => {
-                partition.exporter.read_failed();
-                metrics::retried("postgres");
-                tracing::warn!(partition = id, why, "rows were not read back: trying again");
-            }
         }
     }
 
@@ -389,13 +255,6 @@ impl Pipeline {
             }
         }
         self.start_uploads();
-    }
-}
-
-/// Closes the open file to give memory back.
-fn seal(partition: &mut Partition) {
-    if let Err(error) = partition.exporter.seal(Roll::Memory) {
-        halt(partition, &error);
     }
 }
 
