@@ -62,7 +62,8 @@ pub fn unix_ms(time: SystemTime) -> i64 {
 pub type DatabaseFuture<'a, T> = BoxFuture<'a, Result<T, sqlx::Error>>;
 
 /// Table and ledger of one topic. What each call promises is said where it is implemented: `ledger`,
-/// `days` and `reread` in `crate::postgres`.
+/// `days` and `reread` in `crate::postgres`. Every call ends by itself, within a deadline; only `assign` has its
+/// caller's.
 pub trait Database: Send + Sync {
     /// A session for a lane; it connects when it is first asked to.
     fn session(&self) -> Box<dyn Session>;

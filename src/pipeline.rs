@@ -85,6 +85,8 @@ pub struct Pipeline {
     reading: Option<i32>,
     read_after: i32,
     read_at: Instant,
+    /// What a row of the last chunk that was read back took; 0 before there was one.
+    read_row_bytes: usize,
     store_away_since: Option<Instant>,
     probing: bool,
     silences: BTreeMap<i32, Silence>,
@@ -176,6 +178,7 @@ impl Pipeline {
             reading: None,
             read_after: -1,
             read_at: now,
+            read_row_bytes: 0,
             store_away_since: None,
             probing: false,
             silences: BTreeMap::new(),

@@ -195,8 +195,8 @@ sections! {
         /// The whole budget in bytes: fetch queue, batches and open files. At the limit the largest file rolls.
         /// Larger: must fit the container. Smaller: smaller files when one worker has many partitions.
         memory_bytes_max: u64 = 201_326_592;
-        /// Rows read back from the table at a time. Larger: longer statements, more memory. Smaller: catching
-        /// up gets slower.
+        /// Rows read back from the table at a time; fewer, if so many would take more than an eighth of the memory
+        /// budget. Larger: longer statements, more memory. Smaller: catching up gets slower.
         catch_up_rows: u64 = 50_000;
         /// How long an assignment must have stood before catching up begins. Larger: files come later after a
         /// takeover. Smaller: reads in vain while partitions still move.

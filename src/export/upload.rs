@@ -20,6 +20,12 @@ use crate::postgres::{ledger, reread};
 use crate::retry::Backoff;
 use crate::telemetry::metrics;
 
+/// How many rows of the table are held at once to be compared with an object. More is memory beside the budget; fewer
+/// is more statements.
+const COMPARED_ROWS: u64 = 10_000;
+/// The same in bytes, for rows with much metadata. Larger is memory too; smaller is a new connection more often.
+const COMPARED_BYTES: usize = 16 << 20;
+
 /// What an upload needs.
 #[derive(Clone)]
 pub struct Uploader {
@@ -166,7 +172,8 @@ impl Uploader {
             from: file.identity.first_offset,
             upto: next_offset,
             first_day: file.identity.day,
-            rows_max: 50_000,
+            rows_max: COMPARED_ROWS,
+            bytes_max: COMPARED_BYTES,
         };
         match reread::summarize(self.database.as_ref(), &range).await {
             Ok(Some(summary)) => Ok(summary),

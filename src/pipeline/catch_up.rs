@@ -1,6 +1,8 @@
 //! Catching up: rows that an export lacks, read back from the table a chunk at a time.
 //!
-//! One chunk at a time is on its way; partitions take turns.
+//! 1. One chunk at a time is on its way; partitions take turns.
+//! 2. A chunk is bounded in rows and in bytes, and is read only while memory has room for it: what was read is
+//!    not dropped for want of room, only to be read again.
 
 use std::time::Duration;
 
@@ -13,23 +15,20 @@ use crate::telemetry::metrics;
 /// Least time between two chunks that are read back while persisting has a backlog. Longer leaves the
 /// export behind for longer; shorter takes more of Postgres from persisting.
 const READ_YIELD: Duration = Duration::from_millis(500);
+/// The memory budget divided by this is what a chunk is meant to take; reading ends at twice as much. Larger reads
+/// large rows in smaller chunks than it need; smaller keeps less room for files.
+const CHUNK_SHARE: usize = 8;
+/// Rows of the first chunk, read when nobody knows yet how large rows are. More may be cut off at the limit of bytes,
+/// which costs a connection; fewer is a short statement for nothing.
+const FIRST_CHUNK_ROWS: u64 = 1_000;
 
 impl Pipeline {
     /// Starts reading one chunk back, if an export is behind and nothing speaks against it now.
     pub(super) fn start_read(&mut self) {
-        let settled = Duration::from_millis(self.config.export.settle_ms);
-        let busy = !self.backlog.is_empty() && self.lanes.iter().all(|lane| lane.busy.is_some());
-        let yields = busy && self.read_at.elapsed() < READ_YIELD;
-        if self.reading.is_some()
-            || self.settled_at.elapsed() < settled
-            || (self.store_away_since.is_some()
-                && self.partitions.values().any(|p| p.exporter.is_uploading()))
-            || self.shutdown.is_some()
-            || yields
-        {
+        if self.reading_waits() {
             return;
         }
-        let rows_max = self.config.export.catch_up_rows;
+        let (rows_max, bytes_max) = (self.chunk_rows(), 2 * self.chunk_bytes());
         let crowded = self.memory_bytes() > self.memory_budget() / 2;
         let after = self.read_after;
         let ids: Vec<i32> = self.partitions.keys().copied().collect();
@@ -50,6 +49,7 @@ impl Pipeline {
                 upto,
                 first_day: partition.closed_day + 1,
                 rows_max,
+                bytes_max,
             };
             self.reading = Some(*id);
             self.read_after = *id;
@@ -57,11 +57,7 @@ impl Pipeline {
             let database = self.outside.database.clone();
             self.tasks.start(async move {
                 let started = Instant::now();
-                let read = tokio::time::timeout(Duration::from_secs(10), database.read(&range));
-                let result = match read.await {
-                    Ok(result) => result.map_err(|e| e.to_string()),
-                    Err(_) => Err("no answer in time".to_owned()),
-                };
+                let result = database.read(&range).await.map_err(|error| error.to_string());
                 metrics::stage("reread", started.elapsed());
                 Done::Read { partition: range.partition, epoch: range.epoch, result }
             });
@@ -69,8 +65,38 @@ impl Pipeline {
         }
     }
 
+    fn reading_waits(&self) -> bool {
+        let settled = Duration::from_millis(self.config.export.settle_ms);
+        let busy = !self.backlog.is_empty() && self.lanes.iter().all(|lane| lane.busy.is_some());
+        let yields = busy && self.read_at.elapsed() < READ_YIELD;
+        let uploading = self.partitions.values().any(|p| p.exporter.is_uploading());
+        self.reading.is_some()
+            || self.settled_at.elapsed() < settled
+            || (self.store_away_since.is_some() && uploading)
+            || self.shutdown.is_some()
+            || yields
+            || self.memory_bytes() + self.chunk_bytes() > self.memory_budget()
+    }
+
+    /// What a chunk is meant to take.
+    fn chunk_bytes(&self) -> usize {
+        self.memory_budget() / CHUNK_SHARE
+    }
+
+    /// As many rows as that is, by what the last chunk's rows took.
+    fn chunk_rows(&self) -> u64 {
+        let most = self.config.export.catch_up_rows;
+        match self.read_row_bytes {
+            0 => most.min(FIRST_CHUNK_ROWS),
+            bytes => most.min((self.chunk_bytes() / bytes).max(1) as u64),
+        }
+    }
+
     pub(super) fn on_read(&mut self, id: i32, epoch: i64, result: Result<Reread, String>) {
         self.reading = None;
+        if let Ok(Reread::Rows { tuples, rows: rows @ 1.., .. }) = &result {
+            self.read_row_bytes = tuples.len() / *rows as usize;
+        }
         let Some(partition) = self.partition_of(id, epoch) else { return };
         match result {
             Ok(Reread::Rows { tuples, rows, complete, export_frontier }) => {

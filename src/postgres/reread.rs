@@ -10,7 +10,7 @@ use crate::failpoint::failpoint;
 use crate::outside::Database;
 use crate::row::{self, CopyOutParser};
 
-/// What to read: rows of `[from, upto)`, at most so many.
+/// What to read: rows of `[from, upto)`, at most so many, up to the one that makes so many bytes full.
 #[derive(Clone, Debug)]
 pub struct Range {
     pub partition: i32,
@@ -20,6 +20,7 @@ pub struct Range {
     /// No row of the range is older than this day: Postgres prunes the table's partitions by it.
     pub first_day: i32,
     pub rows_max: u64,
+    pub bytes_max: usize,
 }
 
 /// Rows that were read back.
@@ -55,13 +56,23 @@ pub async fn read(pool: &PgPool, topic: &str, range: &Range) -> Result<Reread, s
     );
     let mut tuples = Vec::new();
     let mut parser = CopyOutParser::new();
+    let mut full = false;
     {
         let mut stream = connection.copy_out_raw(&statement).await?;
-        while let Some(bytes) = stream.next().await {
+        while !full && let Some(bytes) = stream.next().await {
             parser.push(&bytes?, &mut tuples).map_err(|e| sqlx::Error::Decode(e.into()))?;
+            full = !tuples.is_empty() && tuples.len() >= range.bytes_max;
         }
     }
-    let rows = parser.finish().map_err(|e| sqlx::Error::Decode(e.into()))?;
+    let rows = if full {
+        // Postgres would send the rest, however much that is: nothing but the connection's end makes it stop.
+        connection.close_on_drop();
+        drop(connection);
+        connection = pool.acquire().await?;
+        parser.rows()
+    } else {
+        parser.finish().map_err(|e| sqlx::Error::Decode(e.into()))?
+    };
     failpoint!("reread.after-rows");
     let ledger: Option<(i64, i64)> = sqlx::query_as(
         "SELECT epoch, export_frontier FROM partition_ledger WHERE topic = $1 AND partition = $2",
@@ -72,7 +83,7 @@ pub async fn read(pool: &PgPool, topic: &str, range: &Range) -> Result<Reread, s
     .await?;
     Ok(match ledger {
         Some((epoch, export_frontier)) if epoch == range.epoch => {
-            Reread::Rows { tuples, rows, complete: rows < range.rows_max, export_frontier }
+            Reread::Rows { tuples, rows, complete: !full && rows < range.rows_max, export_frontier }
         }
         _ => Reread::Fenced,
     })

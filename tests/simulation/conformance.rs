@@ -9,7 +9,7 @@ use feed_worker::event::{Interaction, InteractionTypes};
 use feed_worker::kafka::rebalance::Candidate;
 use feed_worker::outside::{Database, Session};
 use feed_worker::postgres::lane::PartitionBatch;
-use feed_worker::postgres::ledger::{Identity, LedgerError, NewFile, NewestObject, Stop};
+use feed_worker::postgres::ledger::{Identity, LedgerError, NewFile, NewestObject, Owned, Stop};
 use feed_worker::postgres::reread::{Range, Reread};
 use feed_worker::postgres::transaction::Failure;
 use feed_worker::postgres::{MIGRATIONS, Postgres};
@@ -84,7 +84,7 @@ impl Pair {
     async fn operate(&mut self) {
         let partition = self.partition();
         let stand = self.model.owned(partition);
-        let number = |of: fn(&feed_worker::postgres::ledger::Owned) -> i64| stand.as_ref().map_or(0, of);
+        let number = |of: fn(&Owned) -> i64| stand.as_ref().map_or(0, of);
         let (epoch, frontier) =
             (self.near(number(|o| o.epoch)), self.near(number(|o| o.persist_frontier)).max(0));
         let exported = self.near(number(|o| o.export_frontier)).max(0);
@@ -170,7 +170,7 @@ impl Pair {
                         row.epoch = theirs.epoch;
                     }
                 }
-                let frontiers = |owned: &[feed_worker::postgres::ledger::Owned]| -> Vec<_> {
+                let frontiers = |owned: &[Owned]| -> Vec<_> {
                     owned.iter().map(|o| (o.partition, o.persist_frontier, o.persist_day)).collect()
                 };
                 self.agree("assign", frontiers(&sql.owned), frontiers(&owned));
@@ -262,6 +262,7 @@ impl Pair {
             upto: from + self.rng.random_range(0..20),
             first_day: DAY + self.rng.random_range(0..2),
             rows_max: self.rng.random_range(1..6),
+            bytes_max: self.rng.random_range(0..1500),
         };
         let sql = match self.sql.read(&range).await.unwrap() {
             Reread::Rows { tuples, rows, complete, export_frontier } => {
@@ -269,9 +270,9 @@ impl Pair {
             }
             Reread::Fenced => None,
         };
-        let (tuples, rows) = self.model.read(&range, u64::MAX);
+        let (tuples, rows, complete) = self.model.read(&range, u64::MAX);
         let stand = self.model.export_stand(partition).filter(|(epoch, _)| *epoch == range.epoch);
-        let model = stand.map(|(_, frontier)| (tuples, rows, rows < range.rows_max, frontier));
+        let model = stand.map(|(_, frontier)| (tuples, rows, complete, frontier));
         self.agree("read", sql, model);
     }
 
@@ -303,7 +304,7 @@ impl Pair {
     }
 
     async fn compare(&mut self) {
-        let of = |owned: &BTreeMap<i32, feed_worker::postgres::ledger::Owned>| format!("{owned:?}");
+        let of = |owned: &BTreeMap<i32, Owned>| format!("{owned:?}");
         assert_eq!(of(&self.sql.peek().await.unwrap()), of(&self.model.peek()), "Postgres, then the model");
         assert_eq!(self.sql.topic_days().await.unwrap(), self.model.topic_days());
         assert_eq!(self.sql.least_closed().await.unwrap(), self.model.least_closed());

@@ -149,7 +149,7 @@ impl Database for Db {
         let range = range.clone();
         Box::pin(async move {
             let run = async move |world: Shared| {
-                let (tuples, rows) = {
+                let (tuples, rows, complete) = {
                     let world = of(&world);
                     world.ledger.read(&range, world.ledger.commits)
                 };
@@ -158,7 +158,7 @@ impl Database for Db {
                 let fenceless = of(&world).ledger.lacks(Protection::FenceInRead);
                 match of(&world).ledger.export_stand(range.partition) {
                     Some((epoch, export_frontier)) if epoch == range.epoch || fenceless => {
-                        Reread::Rows { tuples, rows, complete: rows < range.rows_max, export_frontier }
+                        Reread::Rows { tuples, rows, complete, export_frontier }
                     }
                     _ => Reread::Fenced,
                 }

@@ -243,20 +243,22 @@ impl Ledger {
         self.rows.range((partition, first, i64::MIN)..(partition, next, i64::MIN)).next().is_some()
     }
 
-    /// Rows of a range that were committed up to a moment: tuples, and how many.
-    pub fn read(&self, range: &Range, upto_commit: u64) -> (Vec<u8>, u64) {
+    /// Rows of a range that were committed up to a moment: tuples, how many, and whether these are all.
+    pub fn read(&self, range: &Range, upto_commit: u64) -> (Vec<u8>, u64, bool) {
         let from_ms = row::day_start_ms(range.first_day);
         let mut tuples = Vec::new();
         let mut rows = 0;
+        let full = |rows: u64, bytes: usize| rows >= range.rows_max || (rows > 0 && bytes >= range.bytes_max);
         let of =
             (range.partition, range.from, i64::MIN)..(range.partition, range.upto.max(range.from), i64::MIN);
         for ((.., recorded_at_ms), row) in self.rows.range(of) {
-            if rows < range.rows_max && *recorded_at_ms >= from_ms && row.committed <= upto_commit {
+            if !full(rows, tuples.len()) && *recorded_at_ms >= from_ms && row.committed <= upto_commit {
                 tuples.extend_from_slice(&row.tuple);
                 rows += 1;
             }
         }
-        (tuples, rows)
+        let complete = !full(rows, tuples.len());
+        (tuples, rows, complete)
     }
 
     /// Epoch and export frontier.

@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "dev")]
 
 import closed_day  # noqa: E402
+import faulty  # noqa: E402
 import harness  # noqa: E402
 import proxy  # noqa: E402
 
@@ -73,6 +74,25 @@ def make_case(request, folder):
 @pytest.fixture
 def case(stack, make_case):
     return make_case(stack)
+
+
+@pytest.fixture(scope="module")
+def own_stack(stack):
+    """The session's Kafka and Postgres; the bucket on our own server, whose answers can be chosen."""
+    made = faulty.WithOwnS3(stack, stack.folder.parent / f"{stack.folder.name}-own-s3")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def s3(own_stack):
+    yield own_stack.s3
+    own_stack.s3.off()
+
+
+@pytest.fixture
+def own_case(own_stack, make_case):
+    return make_case(own_stack)
 
 
 @pytest.fixture

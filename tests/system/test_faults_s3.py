@@ -2,30 +2,9 @@
 
 import time
 
-import pytest
-
 import faulty
 import generate
-from test_faults_postgres import execute, finish, moved, padded, session
-
-
-@pytest.fixture(scope="module")
-def own_stack(stack):
-    """The session's Kafka and Postgres; the bucket on our own server, whose answers can be chosen."""
-    made = faulty.WithOwnS3(stack, stack.folder.parent / f"{stack.folder.name}-own-s3")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def s3(own_stack):
-    yield own_stack.s3
-    own_stack.s3.off()
-
-
-@pytest.fixture
-def own_case(own_stack, make_case):
-    return make_case(own_stack)
+from test_faults_postgres import finish, moved, padded, session
 
 
 def entered(case):
@@ -73,7 +52,6 @@ def test_ingest_keeps_its_rate_while_the_store_is_away(own_case, s3):
         KAFKA__QUEUED_KBYTES_MAX=4096,
         EXPORT__MEMORY_BYTES_MAX=budget,
         BATCH__BYTES_MAX=2 * faulty.MIB,
-        EXPORT__CATCH_UP_ROWS=500,  # of 6 kB: a chunk has to fit the budget
         ROLL__BYTES_MAX=12 * faulty.MIB,
     )
     events = [padded(generator, 6000) for _ in range(4000)]
