@@ -237,10 +237,12 @@ impl Partition {
         batch
     }
 
-    /// What its batches take of memory: the one that is being filled, its dead letters, and the one on its way.
+    /// What its batches take of memory: the one that is being filled, its dead letters, the one on its way, one that
+    /// came back.
     pub fn batch_bytes(&self) -> usize {
         let in_flight = if self.in_flight { self.in_flight_bytes } else { 0 };
-        self.open.tuples.capacity() + self.letters.bytes() + in_flight
+        let returned = self.returned.as_ref().map_or(0, |batch| batch.tuples.capacity());
+        self.open.tuples.capacity() + self.letters.bytes() + in_flight + returned
     }
 
     /// Whether the open batch has anything to write.

@@ -26,11 +26,10 @@ impl Pipeline {
         rows < 2 * self.config.batch.rows_max as u64 && bytes < self.config.batch.bytes_max
     }
 
-    /// Whether a partition's batches are not written for so long that it must not count for others.
+    /// Whether a partition's batches are not written for so long that it must not count for others. On a lane that is
+    /// stuck, that is also one which was not in the batch that sticks.
     pub(super) fn is_stuck(&self, partition: &Partition) -> bool {
-        !partition.letters.is_empty()
-            || partition.repair.is_some()
-            || (partition.in_flight && self.lane_of(partition.id).is_stuck())
+        !partition.letters.is_empty() || partition.repair.is_some() || self.lane_of(partition.id).is_stuck()
     }
 
     /// Decodes one chunk, run by run of the same partition.
