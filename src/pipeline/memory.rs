@@ -20,18 +20,17 @@ impl Pipeline {
     /// uploaded is not yet; what is still above it is dropped and read back later, be the store away or only slow.
     pub(super) fn keep_memory(&mut self) {
         let budget = self.memory_budget();
-        let away = self.store_away_since.is_some_and(|since| since.elapsed() > STORE_AWAY);
+        let away = self.store_is_away();
+        let worth = (budget / (ROLL_SHARE * self.partitions.len().max(1))).max(1);
         // A sealed file is smaller, and goes when it is uploaded: it does not count for rolling others.
         while !away && self.memory_bytes() - self.sealed_bytes() > budget / 4 * 3 {
             let open = self.partitions.values_mut().filter(|p| !p.exporter.is_uploading());
-            let Some(partition) = open.max_by_key(|p| p.exporter.open_bytes()) else { break };
-            if partition.exporter.open_bytes() == 0 {
-                break;
-            }
+            let largest = open.max_by_key(|p| p.exporter.open_bytes());
+            // Else it is batches that take the memory: small files would give little of it back.
+            let Some(partition) = largest.filter(|p| p.exporter.open_bytes() >= worth) else { break };
             seal(partition);
             self.start_uploads();
         }
-        let worth = budget / (ROLL_SHARE * self.partitions.len().max(1));
         while self.memory_bytes() > budget {
             let open = self.partitions.values_mut().max_by_key(|p| p.exporter.open_bytes());
             if let Some(partition) = open.filter(|p| !away && p.exporter.open_bytes() >= worth) {
@@ -44,6 +43,15 @@ impl Pipeline {
             partition.exporter.shed();
             metrics::export_shed();
         }
+    }
+
+    /// Whether the store is away, as far as is known. Uploads are who asks it: once the last of them has ended with its
+    /// partition, what it was told last says nothing any more.
+    fn store_is_away(&mut self) -> bool {
+        if !self.partitions.values().any(|p| p.exporter.is_uploading()) {
+            self.store_away_since = None;
+        }
+        self.store_away_since.is_some_and(|since| since.elapsed() > STORE_AWAY)
     }
 
     /// What batches and files may take together; the client's prefetch has its own part.
