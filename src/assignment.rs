@@ -3,6 +3,8 @@
 //! 1. The topic's row says whose ledger this is; a foreign one is refused.
 //! 2. A bucket that knows more than the ledger stops the partition: Postgres was restored.
 //! 3. Only then are new epochs taken.
+//! 4. If the bucket is away just then, partitions are taken over all the same, and it is asked as soon as it is
+//!    back, about the stand before the assignment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,8 +25,7 @@ use crate::row;
 use crate::telemetry::metrics;
 
 /// How long the bucket may take to be listed. Longer eats the callback's deadline; a bucket that is
-/// away must not keep partitions from persisting: what was not checked here is noticed at the first
-/// upload, which meets the objects that the ledger does not know.
+/// away must not keep partitions from persisting: what was not checked here is asked later.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What an assignment needs.
@@ -64,20 +65,75 @@ impl Assigner {
         }
         let rows = self.database.peek().await?;
         let candidates = self.with_fresh_ends(candidates, &rows).await?;
-        let objects = match tokio::time::timeout(LIST_TIMEOUT, self.newest_objects(&rows)).await {
-            Ok(Ok(objects)) => objects,
+        let listed = tokio::time::timeout(LIST_TIMEOUT, self.newest_objects(&rows)).await;
+        let objects = match listed {
+            Ok(Ok(objects)) => Some(objects),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the bucket cannot be listed: whether Postgres was restored is not checked now");
-                Vec::new()
+                tracing::warn!(%error, "the bucket cannot be listed: whether Postgres was restored is asked later");
+                None
             }
             Err(_) => {
-                tracing::warn!(
-                    "the bucket does not answer: whether Postgres was restored is not checked now"
-                );
-                Vec::new()
+                tracing::warn!("the bucket does not answer: whether Postgres was restored is asked later");
+                None
             }
         };
-        self.database.assign(&self.who, &candidates, &objects, &self.limits).await
+        let known = objects.as_deref().unwrap_or_default();
+        let mut assigned = self.database.assign(&self.who, &candidates, known, &self.limits).await?;
+        if objects.is_some() {
+            assigned.before.clear();
+        }
+        Ok(assigned)
+    }
+
+    /// Asks the bucket until it answers; returns the partitions that were restored, with what proves it.
+    /// `before` is where they stood before the assignment that gave them the `epochs`.
+    pub async fn restored_before(
+        &self,
+        before: &BTreeMap<i32, Owned>,
+        epochs: &BTreeMap<i32, i64>,
+    ) -> Vec<(i32, String)> {
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+        loop {
+            backoff.wait().await;
+            match tokio::time::timeout(LIST_TIMEOUT * 15, self.foreign_objects(before, epochs)).await {
+                Ok(Ok(objects)) => {
+                    let proof = |object: &NewestObject| {
+                        let (_, detail) = object.proves_restore(before.get(&object.partition)?)?;
+                        Some((object.partition, detail))
+                    };
+                    return objects.iter().filter_map(proof).collect();
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "whether Postgres was restored is not known yet"),
+                Err(_) => tracing::debug!("whether Postgres was restored is not known yet"),
+            }
+        }
+    }
+
+    /// The newest object of each partition that lies past where the ledger stood, and that the present owner
+    /// has not written since.
+    async fn foreign_objects(
+        &self,
+        before: &BTreeMap<i32, Owned>,
+        epochs: &BTreeMap<i32, i64>,
+    ) -> Result<Vec<NewestObject>, StoreError> {
+        let mut past: BTreeMap<i32, Vec<(i64, String)>> = BTreeMap::new();
+        for (partition, first_offset, key) in self.objects(before).await? {
+            if before.get(&partition).is_some_and(|row| first_offset >= row.export_frontier) {
+                past.entry(partition).or_default().push((first_offset, key));
+            }
+        }
+        let mut found = Vec::new();
+        for (partition, mut objects) in past {
+            objects.sort_unstable();
+            for (first_offset, key) in objects.into_iter().rev() {
+                let object = self.claimed(partition, first_offset, key).await?;
+                if Some(&object.epoch) != epochs.get(&partition) {
+                    found.push(object);
+                    break;
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// A partition that seems to end before its frontier is asked again: until the ledger gives out a new
@@ -118,21 +174,11 @@ impl Assigner {
     /// The newest object of each partition that the ledger has not entered yet. It is listed before
     /// the ledger's rows are locked: whatever lies in the bucket by then, the ledger must know of.
     async fn newest_objects(&self, rows: &BTreeMap<i32, Owned>) -> Result<Vec<NewestObject>, StoreError> {
-        // A ledger without rows may be a fresh database beside an old bucket: then all of it counts.
-        let oldest_open = rows.values().map(|r| r.closed_day + 1).min().unwrap_or(0);
-        let folder = format!("{}/", self.prefix);
-        let after = format!("{folder}{}", row::day_text(oldest_open));
         let mut newest: BTreeMap<i32, (i64, String)> = BTreeMap::new();
-        for object in self.store.list(&folder, Some(&after)).await? {
-            let Some((_, topic, partition, first_offset)) = parse_file_key(&object.key) else {
-                continue;
-            };
-            if topic != self.who.topic {
-                continue;
-            }
-            let entry = newest.entry(partition).or_insert((first_offset, object.key.clone()));
+        for (partition, first_offset, key) in self.objects(rows).await? {
+            let entry = newest.entry(partition).or_insert((first_offset, key.clone()));
             if first_offset > entry.0 {
-                *entry = (first_offset, object.key);
+                *entry = (first_offset, key);
             }
         }
         let mut found = Vec::new();
@@ -141,12 +187,36 @@ impl Assigner {
             if rows.get(&partition).is_some_and(|row| first_offset < row.export_frontier) {
                 continue;
             }
-            let info = self.store.head(&key).await?;
-            let claim = info.and_then(|info| Claim::read(&info.metadata));
-            let (next_offset, epoch) = claim.map_or((first_offset + 1, 0), |c| (c.next_offset, c.epoch));
-            found.push(NewestObject { partition, next_offset, epoch, key });
+            found.push(self.claimed(partition, first_offset, key).await?);
         }
         Ok(found)
+    }
+
+    /// Partition, first offset and key of every object in the folders of open days.
+    async fn objects(&self, rows: &BTreeMap<i32, Owned>) -> Result<Vec<(i32, i64, String)>, StoreError> {
+        // A ledger without rows may be a fresh database beside an old bucket: then all of it counts.
+        let oldest_open = rows.values().map(|r| r.closed_day + 1).min().unwrap_or(0);
+        let folder = format!("{}/", self.prefix);
+        let after = format!("{folder}{}", row::day_text(oldest_open));
+        let listed = self.store.list(&folder, Some(&after)).await?;
+        let ours = listed.into_iter().filter_map(|object| {
+            let (_, topic, partition, first_offset) = parse_file_key(&object.key)?;
+            (topic == self.who.topic).then_some((partition, first_offset, object.key))
+        });
+        Ok(ours.collect())
+    }
+
+    /// An object with what it says of itself.
+    async fn claimed(
+        &self,
+        partition: i32,
+        first_offset: i64,
+        key: String,
+    ) -> Result<NewestObject, StoreError> {
+        let info = self.store.head(&key).await?;
+        let claim = info.and_then(|info| Claim::read(&info.metadata));
+        let (next_offset, epoch) = claim.map_or((first_offset + 1, 0), |c| (c.next_offset, c.epoch));
+        Ok(NewestObject { partition, next_offset, epoch, key })
     }
 }
 

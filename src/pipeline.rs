@@ -45,7 +45,7 @@ use crate::export::exporter::RollLimits;
 use crate::export::upload::Uploader;
 use crate::kafka::source::{Source, SourceEvent};
 use crate::outside::{Database, Outside};
-use crate::partition::{Partition, Rules};
+use crate::partition::{AbortOnDrop, Partition, Rules};
 use crate::postgres::lane::Lane;
 use crate::postgres::ledger::LedgerError;
 use crate::reject_limit::RejectLimits;
@@ -89,6 +89,8 @@ pub struct Pipeline {
     read_row_bytes: usize,
     store_away_since: Option<Instant>,
     probing: bool,
+    /// Who asks the bucket about partitions that were taken over while it was away, and under which epochs.
+    asking_bucket: Vec<(BTreeMap<i32, i64>, AbortOnDrop)>,
     silences: BTreeMap<i32, Silence>,
     asking_silent: bool,
     finishing: bool,
@@ -181,6 +183,7 @@ impl Pipeline {
             read_row_bytes: 0,
             store_away_since: None,
             probing: false,
+            asking_bucket: Vec::new(),
             silences: BTreeMap::new(),
             asking_silent: false,
             finishing: false,

@@ -1,5 +1,6 @@
 //! Partitions that come and go: assignments, revocations, and the end.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use super::{Done, Incoming, Leaving, Pipeline, Reply, Shutdown};
 use crate::failpoint::failpoint;
 use crate::kafka::rebalance::Candidate;
 use crate::kafka::source::{Command, SourceEvent, Start};
-use crate::partition::Partition;
+use crate::partition::{AbortOnDrop, Partition};
+use crate::postgres::ledger::{Assigned, Stop};
 use crate::retry::Backoff;
 
 /// How long clients may take to close, twice. Longer delays the end of a worker whose client hangs; shorter leaves
@@ -67,6 +69,34 @@ impl Pipeline {
     /// Ready is who takes part: has joined the group and not lost everything that it had, and has reached the ledger.
     pub(super) fn tell_readiness(&self) {
         self.outside.health.set_ready(self.joined && self.ledger_reached && self.shutdown.is_none());
+    }
+
+    /// The bucket was away when these partitions were taken over: it is asked when it is back.
+    pub(super) fn ask_bucket_later(&mut self, assigned: Assigned) {
+        let (partitions, before) = (&self.partitions, assigned.before);
+        let is_mine = |id: &i32, epoch: &i64| partitions.get(id).is_some_and(|p| p.epoch == *epoch);
+        // Nobody needs the answer about partitions that are another's by now.
+        self.asking_bucket.retain(|(epochs, _)| epochs.iter().any(|(id, epoch)| is_mine(id, epoch)));
+        if before.is_empty() {
+            return;
+        }
+        let epochs: BTreeMap<i32, i64> = assigned.owned.iter().map(|o| (o.partition, o.epoch)).collect();
+        let (assigner, asked) = (self.assigner.clone(), epochs.clone());
+        let task = self.tasks.start(async move {
+            let found = assigner.restored_before(&before, &asked).await;
+            let found = found.into_iter().filter_map(|(id, why)| Some((id, *asked.get(&id)?, why)));
+            Done::Restored(found.collect())
+        });
+        self.asking_bucket.push((epochs, AbortOnDrop(task)));
+    }
+
+    /// Nobody may go on where the bucket knows better; what was persisted meanwhile is for the operator to see.
+    pub(super) fn on_restored(&mut self, found: Vec<(i32, i64, String)>) {
+        for (id, epoch, why) in found {
+            if self.partitions.get(&id).is_some_and(|partition| partition.epoch == epoch) {
+                self.stop(id, epoch, Stop::Restored, why);
+            }
+        }
     }
 
     pub(super) fn revoke(&mut self, partitions: Vec<i32>, lost: bool, reply: Sender<Vec<(i32, i64)>>) {

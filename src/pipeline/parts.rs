@@ -31,6 +31,8 @@ pub enum Done {
         reply: Reply,
         result: Result<Assigned, LedgerError>,
     },
+    /// Partitions that were taken over while the bucket was away, under these epochs: Postgres was restored.
+    Restored(Vec<(i32, i64, String)>),
     Persisted {
         lane: usize,
         result: JobResult,

@@ -30,6 +30,7 @@ impl Pipeline {
                 }
                 return self.on_persisted(result);
             }
+            Done::Restored(found) => self.on_restored(found),
             Done::DeadLettered { partition, epoch, offset } => {
                 return self.on_dead_lettered(partition, epoch, offset);
             }
@@ -128,6 +129,7 @@ impl Pipeline {
             "partitions are assigned"
         );
         self.settled_at = Instant::now();
+        self.ask_bucket_later(assigned);
         self.give_starts(starts, reply);
         Ok(())
     }

@@ -67,6 +67,8 @@ pub struct Assigned {
     pub owned: Vec<Owned>,
     /// Partitions that wait for an operator.
     pub stopped: Vec<(i32, String)>,
+    /// Where the owned ones stood before they were taken. Empty once the bucket was asked about them.
+    pub before: BTreeMap<i32, Owned>,
     /// Postgres's clock, ms since 1970.
     pub now_ms: i64,
 }
@@ -169,10 +171,10 @@ pub async fn assign(
         insert_partitions(&mut tx, who, &new).await?;
         failpoint!("assign.first-row");
     }
-    let rows = lock_rows(&mut tx, &who.topic, &partitions).await?;
+    let stands = lock_rows(&mut tx, &who.topic, &partitions).await?;
     let mut stopped = Vec::new();
     for candidate in candidates {
-        let Some((ledger, reason)) = rows.get(&candidate.partition) else { continue };
+        let Some((ledger, reason)) = stands.get(&candidate.partition) else { continue };
         if let Some(why) = ledger.window.exceeds(limits) {
             return Err(LedgerError::Flood { partition: candidate.partition, why });
         }
@@ -211,7 +213,9 @@ pub async fn assign(
     failpoint!("assign.before-commit");
     tx.commit().await?;
     failpoint!("assign.after-commit");
-    Ok(Assigned { owned: rows.iter().map(owned).collect(), stopped, now_ms })
+    let before = stands.into_iter().filter(|(partition, _)| taken.contains(partition));
+    let before = before.map(|(partition, (stood, _))| (partition, stood)).collect();
+    Ok(Assigned { owned: rows.iter().map(owned).collect(), stopped, before, now_ms })
 }
 
 /// An object in the bucket that the ledger has not entered.
@@ -226,7 +230,7 @@ pub struct NewestObject {
 impl NewestObject {
     /// No ledger wrote a range that it had not persisted, or under an epoch that it never gave out:
     /// this one is older than the object.
-    fn proves_restore(&self, ledger: &Owned) -> Option<(Stop, String)> {
+    pub fn proves_restore(&self, ledger: &Owned) -> Option<(Stop, String)> {
         if self.next_offset <= ledger.persist_frontier && self.epoch <= ledger.epoch {
             return None;
         }

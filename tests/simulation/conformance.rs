@@ -162,7 +162,7 @@ impl Pair {
             stopped.iter().map(|(p, why)| (*p, why.split(':').next().unwrap_or("").to_owned())).collect()
         };
         match (sql, model) {
-            (Ok(sql), Ok((owned, stopped))) => {
+            (Ok(sql), Ok((owned, stopped, before))) => {
                 self.agree("assign stops", stops(&sql.stopped), stops(&stopped));
                 for (theirs, ours) in sql.owned.iter().zip(&owned) {
                     assert!(theirs.epoch >= ours.epoch, "the epoch went back: {theirs:?} {ours:?}");
@@ -174,6 +174,9 @@ impl Pair {
                     owned.iter().map(|o| (o.partition, o.persist_frontier, o.persist_day)).collect()
                 };
                 self.agree("assign", frontiers(&sql.owned), frontiers(&owned));
+                let stood =
+                    |before: BTreeMap<i32, Owned>| frontiers(&before.into_values().collect::<Vec<_>>());
+                self.agree("stood before", stood(sql.before), stood(before));
             }
             (Err(LedgerError::Flood { partition, why }), Err(model)) => {
                 self.agree("assign floods", (partition, why), model);

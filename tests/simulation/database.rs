@@ -110,7 +110,7 @@ impl Database for Db {
             let assign = move |world: &mut World| {
                 let now_ms = world.now_ms();
                 let assigned = world.ledger.assign(&candidates, &objects, &limits, now_ms);
-                assigned.map(|(owned, stopped)| Assigned { owned, stopped, now_ms })
+                assigned.map(|(owned, stopped, before)| Assigned { owned, stopped, before, now_ms })
             };
             let assigned = self.statement("assign", locks, assign).await?;
             assigned.map_err(|(partition, why)| LedgerError::Flood { partition, why })

@@ -69,8 +69,8 @@ pub fn keyed(tuples: &[u8]) -> Vec<(Key, Vec<u8>)> {
     row::Rows::new(tuples).map(|tuple| keyed(tuple.expect("the worker wrote it"))).collect()
 }
 
-/// Owned partitions, and stopped ones with the reason.
-pub type Given = (Vec<Owned>, Vec<(i32, String)>);
+/// Owned partitions, stopped ones with the reason, and where the owned ones stood before.
+pub type Given = (Vec<Owned>, Vec<(i32, String)>, BTreeMap<i32, Owned>);
 
 impl Ledger {
     pub fn topic_known(&self) -> bool {
@@ -98,7 +98,7 @@ impl Ledger {
         self.partitions.keys().filter_map(|p| Some((*p, self.owned(*p)?))).collect()
     }
 
-    /// Owned partitions and stopped ones; an error is a reject limit that is exceeded.
+    /// What an assignment gives; an error is a reject limit that is exceeded.
     pub fn assign(
         &mut self,
         candidates: &[Candidate],
@@ -172,6 +172,7 @@ impl Ledger {
         taken.retain(|p| !stopped.iter().any(|(s, _)| s == p));
         taken.sort_unstable();
         taken.dedup();
+        let before = taken.iter().filter_map(|p| Some((*p, self.owned(*p)?))).collect();
         for partition in &taken {
             if let Some(row) = self.partitions.get_mut(partition)
                 && self.without != Some(Protection::NewEpoch)
@@ -179,7 +180,7 @@ impl Ledger {
                 row.epoch = (row.epoch + 1).max(now_ms);
             }
         }
-        Ok((taken.into_iter().filter_map(|p| self.owned(p)).collect(), stopped))
+        Ok((taken.into_iter().filter_map(|p| self.owned(p)).collect(), stopped, before))
     }
 
     fn write_stop(&mut self, partition: i32, epoch: Option<i64>, stop: &str, detail: &str) -> bool {

@@ -94,8 +94,7 @@ def work_until_killed(case, name, count, past):
     return case.frontiers()
 
 
-@pytest.fixture
-def killed(case):
+def killed_on(case):
     """A worker died; its bucket, and an older backup of its database."""
     case.generator = generate.Generator(61, case.schemas())
     case.at_backup = work_until_killed(case, "first", 4000, {})
@@ -104,6 +103,11 @@ def killed(case):
     case.lost = work_until_killed(case, "second", 6000, {n: found[0] for n, found in case.at_backup.items()})
     case.bucket_before = contents(case)
     return case
+
+
+@pytest.fixture
+def killed(case):
+    return killed_on(case)
 
 
 def started_on_it(case):
@@ -285,3 +289,39 @@ def test_dry_run_changes_nothing(restored):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == told.stdout.splitlines()[:-1]
     assert state(case) != before
+
+
+def test_bucket_away_at_the_takeover_is_asked_later(own_case, s3):
+    """The restore is noticed as soon as the bucket answers, by where the ledger stood before the assignment."""
+    case = killed_on(own_case)
+    restore(case, case.backup)
+    # Files that never roll: no upload is to meet the objects that the ledger does not know.
+    quiet = {"ROLL__ROWS_MAX": 1_000_000, "ROLL__AGE_MS_MAX": 600_000}
+    s3.set("mode=503&op=list")
+    worker = case.start_ready("third", **PUT, **quiet)
+    case.wait_drained()
+    assert s3.state()["fired"] > 0
+    stopped = "SELECT count(*) FROM partition_ledger WHERE stopped = 'restored'"
+    assert case.query(stopped)[0][0] == 0, "the partitions were not taken over"
+    s3.off()
+    case.wait(lambda: case.query(stopped)[0][0] == case.partitions, "every partition to stop", 60)
+    assert worker.alive
+    assert contents(case) == case.bucket_before
+
+
+def test_bucket_away_at_the_takeover_and_nothing_restored(own_case, s3):
+    """What the present owner and the one before it wrote is no proof of anything."""
+    case = killed_on(own_case)
+    s3.set("mode=503&op=list")
+    worker = case.start_ready("third", **PUT, **ROLL)
+    case.produce(case.generator.event() for _ in range(6000))
+    case.wait_drained()
+    case.wait(lambda: all(now[1] > case.lost[n][1] for n, now in case.frontiers().items()), "its own files")
+    listed = s3.state()["requests"]["list"]
+    s3.off()
+    case.wait(lambda: s3.state()["requests"]["list"] > listed, "the bucket to be asked")
+    case.produce(case.generator.event() for _ in range(1000))
+    case.wait_drained()
+    assert case.query("SELECT count(*) FROM partition_ledger WHERE stopped IS NOT NULL")[0][0] == 0
+    assert worker.stop() == 0, case.why()
+    case.assert_clean()
