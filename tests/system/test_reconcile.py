@@ -325,3 +325,47 @@ def test_bucket_away_at_the_takeover_and_nothing_restored(own_case, s3):
     assert case.query("SELECT count(*) FROM partition_ledger WHERE stopped IS NOT NULL")[0][0] == 0
     assert worker.stop() == 0, case.why()
     case.assert_clean()
+
+
+def test_dry_run_changes_nothing(restored):
+    case = restored
+    assert case.third.stop() == 0, case.why()
+    case.wait(lambda: reconcile(case, dry=True).returncode == 0, "the last PUT's time to be over", 20, every_s=1)
+    before = state(case)
+    told = reconcile(case, dry=True)
+    assert told.returncode == 0 and "nothing was changed" in told.stdout, told.stdout + told.stderr
+    assert state(case) == before
+    done = reconcile(case)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == told.stdout.splitlines()[:-1]
+    assert state(case) != before
+
+
+def test_gap_of_a_closed_day_is_entered_again(crossing):
+    """A gap that was accepted after the backup stands in the day's manifest; the ledger gets it back from there."""
+    case, day = crossing.busy, crossing.day
+    copy = f"{case.database}_gap"
+    copy_database(case, case.database, copy)
+    url = case.database_url.rpartition("/")[0] + "/" + copy
+    gap = (case.topic, 0, 3, 5, day, "lost by the old cluster")
+    key = f"{case.prefix}/{day}/_manifest.json"
+    manifest = case.objects.read(key)
+    gaps = "SELECT topic, partition, from_offset, to_offset, day::text, reason FROM ingest_gaps"
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO ingest_gaps (topic, partition, from_offset, to_offset, day, reason) VALUES (%s,%s,%s,%s,%s,%s)", gap
+            )
+            case.objects.delete(key)
+            assert case.run("exports", "rebuild", "--day", day, _DATABASE_URL=url).returncode == 0
+            assert json.loads(case.objects.read(key))["gaps"][0]["reason"] == gap[-1]
+            connection.execute("DELETE FROM ingest_gaps")
+        roll_back(url, day)
+        done = reconcile(case, _DATABASE_URL=url)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with psycopg.connect(url) as connection:
+            assert connection.execute(gaps).fetchall() == [gap]
+    finally:
+        case.objects.delete(key)
+        assert case.run("exports", "rebuild", "--day", day).returncode == 0
+        assert case.objects.read(key) == manifest
