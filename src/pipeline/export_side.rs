@@ -18,6 +18,9 @@ use crate::telemetry::metrics;
 const PROBE_AGAIN: Duration = Duration::from_secs(3);
 /// How often finished days are looked for when nothing hints at one.
 const FINISH_AGAIN: Duration = Duration::from_secs(5);
+/// Files that are uploaded at once at shutdown. More are sealed beside the memory that the open ones still take, and
+/// sealing holds up everything else; fewer leaves the line to the store idle.
+const SHUTDOWN_UPLOADS: usize = 2;
 
 impl Pipeline {
     pub(super) fn on_exported(&mut self, done: Done) -> Result<(), Ended> {
@@ -243,18 +246,23 @@ impl Pipeline {
         self.unpark(id)
     }
 
-    /// SIGTERM: open files that are worth one go out; the others are read back by the next owner.
-    pub(super) fn seal_for_shutdown(&mut self) {
-        let worth = self.config.export.shutdown_rows_min;
-        for partition in self.partitions.values_mut() {
-            if partition.exporter.is_live()
-                && partition.exporter.open_rows() >= worth
-                && let Err(error) = partition.exporter.seal(Roll::Shutdown)
-            {
+    /// SIGTERM: open files that are worth one go out, the largest first; the others are read back by the next owner.
+    /// Returns whether there are some whose turn has not come.
+    pub(super) fn seal_for_shutdown(&mut self) -> bool {
+        let worth = self.config.export.shutdown_rows_min.max(1);
+        loop {
+            let uploading = self.partitions.values().filter(|p| p.exporter.is_uploading()).count();
+            let open = self.partitions.values_mut().filter(|p| p.exporter.is_live());
+            let largest = open.max_by_key(|p| p.exporter.open_rows());
+            let Some(partition) = largest.filter(|p| p.exporter.open_rows() >= worth) else { return false };
+            if uploading >= SHUTDOWN_UPLOADS {
+                return true;
+            }
+            if let Err(error) = partition.exporter.seal(Roll::Shutdown) {
                 tracing::warn!(partition = partition.id, %error, "a file was not sealed at shutdown");
             }
+            self.start_uploads();
         }
-        self.start_uploads();
     }
 }
 

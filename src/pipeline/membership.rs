@@ -150,7 +150,7 @@ impl Pipeline {
         tracing::info!("shutting down: writing what was taken");
         self.outside.health.set_ready(false);
         let deadline = Duration::from_millis(self.config.shutdown.deadline_ms);
-        self.shutdown = Some(Shutdown { until: Instant::now() + deadline, sealed: false });
+        self.shutdown = Some(Shutdown { until: Instant::now() + deadline, sealing: false });
         for incoming in std::mem::take(&mut self.backlog) {
             if let Incoming::Chunk(chunk) = incoming {
                 self.source.release(chunk.size_bytes());
@@ -173,12 +173,10 @@ impl Pipeline {
         if !self.partitions.values().all(Partition::is_written) {
             return false;
         }
-        if !std::mem::replace(&mut shutdown.sealed, true) {
+        if !std::mem::replace(&mut shutdown.sealing, true) {
             failpoint!(pause "shutdown.before-sealing");
-            self.seal_for_shutdown();
-            return false;
         }
-        self.partitions.values().all(|p| !p.exporter.is_uploading())
+        !self.seal_for_shutdown() && self.partitions.values().all(|p| !p.exporter.is_uploading())
     }
 
     /// Tells the poll thread to commit and leave, and waits a moment for it.

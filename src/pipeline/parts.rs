@@ -177,5 +177,5 @@ pub(super) struct Leaving {
 
 pub(super) struct Shutdown {
     pub(super) until: Instant,
-    pub(super) sealed: bool,
+    pub(super) sealing: bool,
 }

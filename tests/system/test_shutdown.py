@@ -38,6 +38,25 @@ def test_signal_in_the_middle_of_the_stream(case, number):
     case.assert_clean()
 
 
+def test_files_go_out_a_few_at_a_time(own_case, s3):
+    """Sealing every open file at once would take memory beside what they take open."""
+    case = own_case
+    generator = generate.Generator(65)
+    worker = case.start_ready(ROLL__AGE_MS_MAX=3_600_000, ROLL__ROWS_MAX=1_000_000)
+    for partition in range(case.partitions):
+        case.produce((generator.valid() for _ in range(300 + 100 * partition)), partition=partition)
+    case.wait_drained()
+    s3.set("mode=hang-before-apply&op=put")
+    worker.signal(signal.SIGTERM)
+    case.wait(lambda: s3.state()["waiting"] >= 2, "files on their way")
+    time.sleep(1)  # another one would have come by now
+    assert s3.state()["waiting"] == 2
+    s3.off()
+    assert worker.wait(30) == 0, case.why()
+    summary = case.assert_clean()
+    assert summary["exported"] == summary["persisted"] and summary["files"] == case.partitions
+
+
 def test_second_signal_ends_at_once(case):
     """S3 is away, so the first signal cannot be done with."""
     generator = generate.Generator(63, case.schemas())
