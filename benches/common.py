@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -113,7 +114,20 @@ def waited(process):
 
 def has_ended(process):
     """Whether a child has ended; leaves it to be waited for, with its resources."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # somebody else has waited for it
+
+
+def settled(count, seconds):
+    """Waits until what is counted is not zero and has not changed for so long."""
+    last, since = count(), time.monotonic()
+    while not last or time.monotonic() - since < seconds:
+        time.sleep(0.5)
+        now = count()
+        if now != last:
+            last, since = now, time.monotonic()
 
 
 def ended_well(process):

@@ -32,6 +32,10 @@ def _parser():
 
     up = command("up", "start what is not running, return when all of it serves, write DIR/env")
     up.add_argument("--brokers", type=int, choices=[1, 3], help="Kafka nodes (default 1)")
+    up.add_argument("--controller-apart", action="store_true", default=None,
+                    help="the metadata on a node of its own, so that no broker's end is a controller's end")
+    up.add_argument("--broker-session-timeout-ms", type=int, metavar="MS",
+                    help="how long a broker may be silent before its partitions get other leaders (default 2000; Kafka's own 9000)")
     up.add_argument("--s3", choices=["builtin", "versitygw"], help="which S3 server (default builtin)")
     up.add_argument("--s3-dir", type=Path, help="keep the objects in this folder (default DIR/s3); `down` then leaves it")
     shift = up.add_mutually_exclusive_group()
@@ -74,7 +78,7 @@ def _locked(folder):
 def _parts(settings):
     """Name, process, address of every part."""
     ports = settings.ports
-    parts = [(f"kafka-{n}", kafka.process(settings, n), ports[f"broker-{n}"]) for n in settings.nodes()]
+    parts = [(f"kafka-{n}", kafka.process(settings, n), kafka.address_port(settings, n)) for n in settings.kafka_nodes()]
     parts.append(("postgres", postgres.process(settings), ports["postgres"]))
     parts.append(("s3", s3.process(settings), ports["s3"]))
     parts.append(("registry", registry_process.process(settings), ports["registry"]))
@@ -95,6 +99,8 @@ def _chosen(arguments):
         offset_s = round((arguments.clock_at - datetime.now(timezone.utc)).total_seconds())
     asked = {
         "brokers": arguments.brokers,
+        "controller_apart": arguments.controller_apart,
+        "broker_session_timeout_ms": arguments.broker_session_timeout_ms,
         "s3": arguments.s3,
         "s3_folder": str(arguments.s3_dir.resolve()) if arguments.s3_dir else None,
         "clock_offset_s": offset_s,
@@ -132,7 +138,7 @@ def _up(arguments):
     began = time.monotonic()
     settings = _settings_for_up(arguments)
     fresh = not (settings.folder / "env").exists()
-    steps = [lambda n=n: kafka.start(settings, n) for n in settings.nodes()]
+    steps = [lambda n=n: kafka.start(settings, n) for n in settings.kafka_nodes()]
     steps += [lambda: postgres.start(settings), lambda: s3.start(settings), lambda: registry_process.start(settings)]
     try:
         with ThreadPoolExecutor(max_workers=len(steps)) as pool:
@@ -149,7 +155,7 @@ def _up(arguments):
 
 def _down(settings):
     """The data go too, so nothing needs a graceful end, except that Postgres must let go of its shared memory."""
-    for node in settings.nodes():
+    for node in settings.kafka_nodes():
         kafka.stop(settings, node, kill=True)
     s3.stop(settings, kill=True)
     registry_process.stop(settings)

@@ -1,4 +1,4 @@
-"""Apache Kafka in KRaft mode, one or three nodes, each broker and controller at once."""
+"""Apache Kafka in KRaft mode, one or three brokers: each a controller too, or beside one controller that is none of them."""
 import shutil
 import signal
 import subprocess
@@ -21,6 +21,11 @@ def process(settings, node):
     return Process(settings.folder, f"kafka-{node}")
 
 
+def address_port(settings, node):
+    """Where a node serves: a broker its clients, a controller apart its brokers."""
+    return settings.ports[f"{'broker' if node in settings.nodes() else 'controller'}-{node}"]
+
+
 def _java(jvm, main_class, *arguments):
     if not any(KAFKA_LIBS.glob("kafka_*.jar")):
         raise StackError(f"no Kafka in {KAFKA_LIBS}: run dev/install")
@@ -31,8 +36,31 @@ def _java(jvm, main_class, *arguments):
 
 
 def _properties(settings, node):
-    ports, nodes = settings.ports, settings.nodes()
-    copies = len(nodes)
+    """`server.properties` of one node, by its part in the cluster."""
+    is_broker, is_controller = node in settings.nodes(), node in settings.controllers()
+    roles = [role for role, has_it in (("broker", is_broker), ("controller", is_controller)) if has_it]
+    listeners = [f"CONTROLLER://127.0.0.1:{settings.ports[f'controller-{node}']}"] if is_controller else []
+    broker = _broker_properties(settings, node) if is_broker else {}
+    return {
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT",
+        **broker,
+        "process.roles": ",".join(roles),
+        "node.id": node,
+        "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{settings.ports[f'controller-{n}']}" for n in settings.controllers()),
+        "controller.listener.names": "CONTROLLER",
+        "listeners": ",".join([*([broker["listeners"]] if is_broker else []), *listeners]),
+        "log.dirs": _data(settings, node),
+        # What follows only makes rebalances and elections fast.
+        "group.initial.rebalance.delay.ms": 0,
+        "group.min.session.timeout.ms": 1000,
+        "broker.heartbeat.interval.ms": settings.broker_session_timeout_ms // 5,
+        "broker.session.timeout.ms": settings.broker_session_timeout_ms,
+        "controller.quorum.election.timeout.ms": 1000,
+    }
+
+
+def _broker_properties(settings, node):
+    ports, copies = settings.ports, len(settings.nodes())
     in_sync = 2 if copies >= 3 else 1
     client = f"PLAINTEXT://127.0.0.1:{ports[f'broker-{node}']}"
     # Brokers tell their clients where to connect next, so a fault proxy needs a listener that tells the proxy's address.
@@ -42,15 +70,10 @@ def _properties(settings, node):
     protocols = "".join(f",{name}:{protocol}" for name, (protocol, _) in further.items())
     return {
         **(kafka_security.properties(settings, node) if settings.kafka_security else {}),
-        "process.roles": "broker,controller",
-        "node.id": node,
-        "controller.quorum.voters": ",".join(f"{n}@127.0.0.1:{ports[f'controller-{n}']}" for n in nodes),
-        "listeners": f"{client},{proxied}{names},CONTROLLER://127.0.0.1:{ports[f'controller-{node}']}",
+        "listeners": f"{client},{proxied}{names}",
         "advertised.listeners": f"{client},{proxy}{names}",
-        "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
         "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}",
-        "log.dirs": _data(settings, node),
         "num.network.threads": 2,
         "num.io.threads": 4,
         "auto.create.topics.enable": "false",
@@ -64,12 +87,6 @@ def _properties(settings, node):
         "share.coordinator.state.topic.num.partitions": 1,
         "share.coordinator.state.topic.replication.factor": copies,
         "share.coordinator.state.topic.min.isr": in_sync,
-        # What follows only makes rebalances and elections fast.
-        "group.initial.rebalance.delay.ms": 0,
-        "group.min.session.timeout.ms": 1000,
-        "broker.heartbeat.interval.ms": 400,
-        "broker.session.timeout.ms": 2000,
-        "controller.quorum.election.timeout.ms": 1000,
     }
 
 
@@ -96,7 +113,7 @@ def start(settings, node):
         _java(JVM_AS_SHIPPED if settings.jvm_as_shipped else JVM, "kafka.Kafka", configuration), env={**settings.clock_env(), "LOG_DIR": str(folder)}, cwd=folder
     )
     one.wait_until(lambda: STARTED in one.log_since(before), deadline_s=90)
-    one.wait_until(lambda: accepts_connections(settings.ports[f"broker-{node}"]))
+    one.wait_until(lambda: accepts_connections(address_port(settings, node)))
 
 
 def _format(settings, node, configuration):

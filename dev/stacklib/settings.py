@@ -29,10 +29,16 @@ def new_cluster_id():
             return text
 
 
+# No broker has this number.
+CONTROLLER_APART = 100
+
+
 @dataclass
 class Settings:
     folder: Path
     brokers: int = 1
+    controller_apart: bool = False
+    broker_session_timeout_ms: int = 2000
     s3: str = "builtin"
     s3_folder: str = ""
     clock_offset_s: int = 0
@@ -64,13 +70,22 @@ class Settings:
 
     def choose_ports(self):
         names = ["postgres", "s3", "registry"]
+        names += [f"controller-{node}" for node in self.controllers()]
         for node in self.nodes():
-            names += [f"broker-{node}", f"controller-{node}", f"proxied-{node}", f"proxy-{node}"]
+            names += [f"broker-{node}", f"proxied-{node}", f"proxy-{node}"]
             names += [f"{one}-{node}" for one in ("sasl-ssl", "ssl") if self.kafka_security]
         self.ports = dict(zip(names, free_ports(len(names))))
 
     def nodes(self):
         return range(1, self.brokers + 1)
+
+    def controllers(self):
+        """The nodes that keep the cluster's metadata: every broker, or one node that is no broker."""
+        return [CONTROLLER_APART] if self.controller_apart else list(self.nodes())
+
+    def kafka_nodes(self):
+        """Every node of Kafka, controllers first: a broker without a controller does not come up."""
+        return sorted({*self.nodes(), *self.controllers()}, reverse=self.controller_apart)
 
     def s3_data(self):
         return Path(self.s3_folder) if self.s3_folder else self.folder / "s3"

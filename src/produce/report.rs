@@ -38,6 +38,7 @@ pub struct Deliveries {
 #[derive(Debug)]
 struct Details {
     latency_us: Histogram<u64>,
+    timeline: Timeline,
     by_encoding: BTreeMap<&'static str, u64>,
     by_reason: BTreeMap<&'static str, u64>,
     value_bytes: u64,
@@ -46,6 +47,16 @@ struct Details {
     first_error: Option<String>,
     list: Option<BufWriter<File>>,
 }
+
+/// The longest latency of each tenth of a second of the schedule: where a stall began, and how long it was.
+#[derive(Debug, Default)]
+struct Timeline {
+    first_intended: Option<Instant>,
+    longest_us: Vec<u64>,
+}
+
+/// What one entry of the timeline stands for. Longer hides where a stall began; shorter makes long reports of long runs.
+const TIMELINE_STEP_MS: u64 = 100;
 
 /// What a failure counts as, too. Larger: a coarser histogram for nothing. Smaller: a long outage looks short.
 const LATENCY_US_MAX: u64 = 600_000_000;
@@ -59,6 +70,7 @@ impl Deliveries {
             observer: None,
             details: Mutex::new(Details {
                 latency_us: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?,
+                timeline: Timeline::default(),
                 by_encoding: BTreeMap::new(),
                 by_reason: BTreeMap::new(),
                 value_bytes: 0,
@@ -145,6 +157,7 @@ impl Deliveries {
                 p99_9: quantile_ms(0.999),
                 max: latency.max() as f64 / 1e3,
             },
+            timeline_ms: details.timeline.longest_us.iter().map(|us| *us as f64 / 1e3).collect(),
             by_encoding: details.by_encoding.clone(),
             planted_by_reason: details.by_reason.clone(),
         })
@@ -156,10 +169,24 @@ impl Deliveries {
     }
 }
 
+impl Timeline {
+    /// Reports of one partition come in order, those of several do not: what is older than the first one heard of
+    /// counts to its step.
+    fn record(&mut self, intended: Instant, latency_us: u64) {
+        let first = *self.first_intended.get_or_insert(intended);
+        let step = intended.saturating_duration_since(first).as_millis() as usize / TIMELINE_STEP_MS as usize;
+        if step >= self.longest_us.len() {
+            self.longest_us.resize(step + 1, 0);
+        }
+        self.longest_us[step] = self.longest_us[step].max(latency_us);
+    }
+}
+
 impl Details {
     fn measure(&mut self, sent: &Sent, latency_us: u64) {
         if !sent.is_warm_up {
             self.latency_us.saturating_record(latency_us.max(1));
+            self.timeline.record(sent.intended, latency_us);
         }
         let earlier = self.first_intended.is_none_or(|first| sent.intended < first);
         if earlier {
@@ -206,6 +233,8 @@ pub struct Report {
     pub measured: u64,
     /// Delivery report − intended send time; a failure is the largest value there is.
     pub latency_ms: Latency,
+    /// The longest latency of each 100 ms of the schedule, by intended send time; 0 where nothing was due.
+    pub timeline_ms: Vec<f64>,
     pub by_encoding: BTreeMap<&'static str, u64>,
     pub planted_by_reason: BTreeMap<&'static str, u64>,
 }
@@ -275,6 +304,22 @@ mod tests {
         assert!(latency.p95 < 10_000.0, "{latency:?}");
         assert!(latency.p99 >= max_ms && latency.max >= max_ms, "{latency:?}");
         assert_eq!(report.first_error.as_deref(), Some("no"));
+    }
+
+    #[test]
+    fn a_stall_shows_where_it_began() {
+        let deliveries = Deliveries::new(None).unwrap();
+        let now = Instant::now();
+        let began = now.checked_sub(Duration::from_secs(2)).unwrap();
+        for (offset, intended) in [(0, began), (1, began + Duration::from_millis(350)), (2, now)] {
+            deliveries.record_delivered(&sent(intended), 0, offset, 1);
+        }
+        deliveries.record_delivered(&sent(began.checked_sub(Duration::from_secs(1)).unwrap()), 1, 0, 1);
+        let timeline = deliveries.report(None).unwrap().timeline_ms;
+        assert_eq!(timeline.len(), 21);
+        assert!(timeline[0] >= 3000.0, "{timeline:?}");
+        assert!((1650.0..3000.0).contains(&timeline[3]), "{timeline:?}");
+        assert!(timeline[1] == 0.0 && timeline[20] < 1000.0, "{timeline:?}");
     }
 
     #[test]
