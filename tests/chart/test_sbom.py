@@ -16,7 +16,7 @@ ENVIRONMENT = {**os.environ, "PATH": f"{TOOLS.parent / 'cargo' / 'bin'}:{os.envi
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """The worker's manifest and lock file with sources that do nothing: as the Dockerfile's layer of dependencies."""
+    """The worker's manifest and lock file with sources that do nothing, by the words of the Dockerfile's first layer."""
     folder = tmp_path_factory.mktemp("package")
     manifest = (ROOT / "Cargo.toml").read_text()
     # Names of its own, because it is built beside the real ones.
@@ -25,9 +25,8 @@ def package(tmp_path_factory):
         manifest = manifest.replace(f']]\nname = "{name}"\n', f']]\nname = "listed-{name}"\n')
     (folder / "Cargo.toml").write_text(manifest.replace('default-run = "', 'default-run = "listed-'))
     shutil.copy(ROOT / "Cargo.lock", folder)
-    for name, text in {"src/lib.rs": "", "src/main.rs": "fn main() {}", "dev/s3.rs": "fn main() {}", "dev/failpoints.rs": ""}.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
+    (words,) = re.findall(r"^RUN (mkdir .*?) \\\n    && cargo auditable build", DOCKERFILE, re.DOTALL | re.MULTILINE)
+    subprocess.run(["bash", "-euc", words], cwd=folder, check=True)
     return folder
 
 

@@ -270,7 +270,7 @@ fn inject(world: &Shared, plan: &Plan, fault: &Fault) {
 }
 
 /// Moves every clock on, so that the next midnight is so many ms away.
-fn midnight(world: &mut World, in_ms: i64) {
+pub fn midnight(world: &mut World, in_ms: i64) {
     let now_ms = world.now_ms();
     world.wall_ms += DAY_MS - now_ms.rem_euclid(DAY_MS) - in_ms;
     world.count("midnight");

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::checker::user;
 use crate::kafka::{Entry, Kind};
 use crate::plan::{Plan, Rates};
-use crate::run::{avro_value, config, outside};
+use crate::run::{avro_value, config, midnight, outside};
 use crate::world::{Me, Service, Shared, World, of};
 
 /// Virtual time within which whatever is waited for must happen.
@@ -415,5 +415,29 @@ fn a_release_that_comes_to_nothing_after_a_revocation_is_forgotten() {
         let before = asked(&of(&stage.world));
         sleep(Duration::from_secs(30)).await;
         assert_eq!(asked(&of(&stage.world)), before, "the partition is no longer this worker's");
+    });
+}
+
+#[test]
+fn an_owner_that_was_fenced_without_a_record_notices_it_when_a_day_closes() {
+    play(usual, async |mut stage| {
+        stage.assign().await;
+        let day = of(&stage.world).ledger.partitions[&0].persist_day;
+        midnight(&mut of(&stage.world), 0);
+        stage.until("the next day", |world| world.ledger.partitions[&0].persist_day > day).await;
+        // A takeover whose answer nobody got, in just this moment.
+        stage.end.commands.try_iter().for_each(drop);
+        {
+            let mut world = of(&stage.world);
+            let row = world.ledger.partitions.get_mut(&0).expect("it was given");
+            assert_eq!(row.closed_day, day - 1, "the day is not closed yet");
+            row.epoch += 1;
+        }
+        let until = Instant::now() + SOON;
+        while !stage.end.commands.try_iter().any(|command| matches!(command, Command::Hold(0, true))) {
+            assert!(Instant::now() < until, "it goes on with a partition that is another's");
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(of(&stage.world).ledger.partitions[&0].closed_day, day - 1);
     });
 }
