@@ -17,7 +17,7 @@ use crate::event::{Interaction, InteractionTypes};
 
 pub use copy_out::{CopyOutParser, canonical_from_postgres};
 pub use day::{day_of_ms, day_start_ms, day_text, parse_day, timestamp_text};
-pub use read::{RowRef, Rows};
+pub use read::{RawRow, RowRef, Rows};
 
 /// The columns of `user_interactions`, in table order.
 pub const COLUMNS: [&str; 17] = [
@@ -53,6 +53,7 @@ const NULL: [u8; 4] = (-1i32).to_be_bytes();
 
 /// Field count and the first seven columns: none is null, so every value has a fixed place.
 const FIXED_LEN: usize = 98;
+const FIXED_COLUMNS: usize = 7;
 const FIXED_TEMPLATE: [u8; FIXED_LEN] = fixed_template();
 const PARTITION_AT: usize = 6;
 const OFFSET_AT: usize = 14;
@@ -64,7 +65,7 @@ const VIDEO_ID_AT: usize = 82;
 
 /// The fixed columns with their lengths filled in and their values zero.
 const fn fixed_template() -> [u8; FIXED_LEN] {
-    const LENGTHS: [u8; 7] = [4, 8, 8, 8, 8, 16, 16];
+    const LENGTHS: [u8; FIXED_COLUMNS] = [4, 8, 8, 8, 8, 16, 16];
     let mut template = [0; FIXED_LEN];
     template[1] = COLUMNS.len() as u8;
     let mut at = 2;

@@ -8,7 +8,7 @@ use arrow::datatypes::{
 use bytes::Bytes;
 use feed_worker::event::{Interaction, InteractionTypes};
 use feed_worker::export::file::{FileError, FileIdentity, OpenFile, SealedFile};
-use feed_worker::row::{self, COLUMNS, Coordinates, RowRef, Rows};
+use feed_worker::row::{self, COLUMNS, Coordinates, RowError, RowRef, Rows};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, LogicalType, Repetition, TimeUnit as ParquetTimeUnit, Type};
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
@@ -299,6 +299,41 @@ fn a_file_takes_only_its_own_rows_in_their_order() {
     let error = open(|_| ()).append(&tuples[1..]).unwrap_err();
     assert!(matches!(error, FileError::Row(_)));
     assert!(matches!(open(|_| ()).seal(), Err(FileError::Empty)));
+}
+
+#[test]
+fn rows_of_another_day_are_left_for_another_file() {
+    let (mut rows, first) = (tuples(10, 10), tuples(10, 10).len());
+    rows.extend(tuples(10, 10));
+    let next_day = row::parse_day("2026-02-17").map(row::day_start_ms).unwrap();
+    // The first row behind those of the day: its time stands behind partition and offset.
+    let (offset_at, recorded_at_at) = (first + 14, first + 26);
+    let micros = (next_day - 946_684_800_000) * 1000;
+    rows[offset_at..offset_at + 8].copy_from_slice(&2000i64.to_be_bytes());
+    rows[recorded_at_at..recorded_at_at + 8].copy_from_slice(&micros.to_be_bytes());
+    let mut file = OpenFile::new(identity(), ROW_GROUP_ROWS).unwrap();
+    let appended = file.append_day(&rows).unwrap();
+    assert_eq!((appended.rows, appended.bytes), (10, first));
+    let error = file.append_day(&rows[first..]).unwrap_err();
+    assert!(matches!(error, FileError::OtherDay { row, offset: 2000, .. } if row == DAY + 1), "{error}");
+    let error = OpenFile::new(identity(), ROW_GROUP_ROWS).unwrap().append(&rows).unwrap_err();
+    assert!(matches!(error, FileError::OtherDay { row, offset: 2000, .. } if row == DAY + 1), "{error}");
+}
+
+/// Texts of a column are checked together: what is none alone must not become one beside its neighbour.
+#[test]
+fn half_a_character_is_refused_whatever_follows_it() {
+    let mut rows = tuples(20, 10);
+    let is_session = |at: &usize| rows[*at..].starts_with(b"session-0");
+    let sessions: Vec<usize> = (0..rows.len()).filter(is_session).collect();
+    rows[sessions[0] + 8] = 0xc3;
+    rows[sessions[1]] = 0xa9;
+    let mut file = OpenFile::new(identity(), ROW_GROUP_ROWS).unwrap();
+    let error = match file.append(&rows) {
+        Ok(_) => file.seal().unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(matches!(error, FileError::Row(RowError::NotUtf8 { column: "feed_session_id" })), "{error}");
 }
 
 #[test]

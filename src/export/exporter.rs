@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use super::file::{FileError, FileIdentity, OpenFile, SealedFile};
-use crate::row;
+use crate::row::{self, RawRow};
 
 /// What makes a file roll.
 #[derive(Clone, Copy, Debug)]
@@ -245,7 +245,9 @@ impl Exporter {
 
     /// Appends rows, a new file for each day and whenever one is full.
     fn append(&mut self, tuples: &[u8]) -> Result<(), FileError> {
-        for (day, rows) in split_by_day(tuples)? {
+        let mut rest = tuples;
+        while !rest.is_empty() {
+            let day = row::day_of_ms(RawRow::first(rest)?.recorded_at_ms);
             if self.open.as_ref().is_some_and(|file| file.day() != day) {
                 self.seal(Roll::Day)?;
             }
@@ -263,7 +265,8 @@ impl Exporter {
                     none.insert(OpenFile::new(identity, self.limits.row_group_rows)?)
                 }
             };
-            file.append(rows)?;
+            let appended = file.append_day(rest)?;
+            rest = &rest[appended.bytes..];
             if file.rows() >= self.limits.rows_max {
                 self.seal(Roll::Rows)?;
             } else if file.bytes_written() as u64 >= self.limits.bytes_max {
@@ -344,25 +347,4 @@ impl Exporter {
         self.drop_unsealed();
         self.end = self.next_first();
     }
-}
-
-/// Splits rows in offset order into runs of one day. Days do not go back, so that two equal ends mean
-/// one day in between.
-fn split_by_day(tuples: &[u8]) -> Result<Vec<(i32, &[u8])>, FileError> {
-    let mut runs = Vec::new();
-    let (mut start, mut at, mut current) = (0, 0, None);
-    for tuple in row::Rows::new(tuples) {
-        let tuple = tuple?;
-        let day = row::day_of_ms(tuple.recorded_at_ms());
-        if let Some(open) = current.filter(|open| *open != day) {
-            runs.push((open, &tuples[start..at]));
-            start = at;
-        }
-        current = Some(day);
-        at += tuple.bytes().len();
-    }
-    if let Some(day) = current {
-        runs.push((day, &tuples[start..at]));
-    }
-    Ok(runs)
 }

@@ -16,9 +16,9 @@ use parquet::file::metadata::KeyValue;
 
 use crate::event::SCHEMA_VERSION;
 use crate::export::manifest::file_key;
-use crate::row::{RowError, RowHasher, Rows, day_of_ms, day_text};
+use crate::row::{RawRow, RowError, RowHasher, day_of_ms, day_text};
 
-use columns::ColumnBuilders;
+use columns::Columns;
 pub use columns::arrow_schema;
 
 /// Rows that are handed to the Parquet writer at once: many enough to be cheap, few enough that
@@ -64,13 +64,15 @@ pub struct Appended {
     pub rows: u64,
     /// The offset behind the last row.
     pub next_offset: i64,
+    /// What was taken of the bytes: all, unless rows of another day follow.
+    pub bytes: usize,
 }
 
 /// A file that takes rows.
 pub struct OpenFile {
     identity: FileIdentity,
     writer: ArrowWriter<Vec<u8>>,
-    columns: ColumnBuilders,
+    columns: Columns,
     hasher: RowHasher,
     rows: u64,
     next_offset: i64,
@@ -81,7 +83,7 @@ pub struct OpenFile {
 
 impl OpenFile {
     pub fn new(identity: FileIdentity, row_group_rows: usize) -> Result<Self, FileError> {
-        let columns = ColumnBuilders::new();
+        let columns = Columns::new();
         let writer = ArrowWriter::try_new_with_options(
             Vec::new(),
             columns.schema(),
@@ -102,32 +104,54 @@ impl OpenFile {
 
     /// Appends rows of this file's partition and day, in offset order.
     pub fn append(&mut self, rows: &[u8]) -> Result<Appended, FileError> {
+        let appended = self.append_day(rows)?;
+        if appended.bytes < rows.len() {
+            let row = RawRow::first(&rows[appended.bytes..])?;
+            return Err(self.other_day(&row));
+        }
+        Ok(appended)
+    }
+
+    /// The same, up to the first row of another day.
+    pub fn append_day(&mut self, rows: &[u8]) -> Result<Appended, FileError> {
         let rows_before = self.rows;
-        for row in Rows::new(rows) {
-            let row = row?;
-            let (partition, offset) = (row.partition(), row.offset());
-            let (day, file) = (day_of_ms(row.recorded_at_ms()), &self.identity);
-            if partition != file.partition {
-                return Err(FileError::OtherPartition { file: file.partition, row: partition });
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let row = RawRow::first(rest)?;
+            if row.partition != self.identity.partition {
+                return Err(FileError::OtherPartition { file: self.identity.partition, row: row.partition });
             }
-            if day != file.day {
-                return Err(FileError::OtherDay { file: file.day, row: day, offset });
+            if day_of_ms(row.recorded_at_ms) != self.identity.day {
+                if self.rows > rows_before {
+                    break;
+                }
+                return Err(self.other_day(&row));
             }
-            if offset < self.next_offset {
-                return Err(FileError::OutOfOrder { next: self.next_offset, offset });
+            if row.offset < self.next_offset {
+                return Err(FileError::OutOfOrder { next: self.next_offset, offset: row.offset });
             }
-            self.columns.append(&row);
+            self.columns.push(&row);
             self.rows += 1;
-            self.next_offset = offset + 1;
-            self.recorded_at_min_ms = self.recorded_at_min_ms.min(row.recorded_at_ms());
-            self.recorded_at_max_ms = self.recorded_at_max_ms.max(row.recorded_at_ms());
-            self.first_ingested_at_ms.get_or_insert(row.ingested_at_ms());
+            self.next_offset = row.offset + 1;
+            self.recorded_at_min_ms = self.recorded_at_min_ms.min(row.recorded_at_ms);
+            self.recorded_at_max_ms = self.recorded_at_max_ms.max(row.recorded_at_ms);
+            self.first_ingested_at_ms.get_or_insert(row.ingested_at_ms);
             if self.columns.rows() >= BATCH_ROWS_MAX || self.columns.bytes() >= BATCH_BYTES_MAX {
                 self.writer.write(&self.columns.take_batch()?)?;
             }
+            rest = &rest[row.bytes.len()..];
         }
-        self.hasher.update(rows);
-        Ok(Appended { rows: self.rows - rows_before, next_offset: self.next_offset })
+        let bytes = rows.len() - rest.len();
+        self.hasher.update(&rows[..bytes]);
+        Ok(Appended { rows: self.rows - rows_before, next_offset: self.next_offset, bytes })
+    }
+
+    fn other_day(&self, row: &RawRow<'_>) -> FileError {
+        FileError::OtherDay {
+            file: self.identity.day,
+            row: day_of_ms(row.recorded_at_ms),
+            offset: row.offset,
+        }
     }
 
     pub fn identity(&self) -> &FileIdentity {

@@ -5,68 +5,148 @@ use std::fmt;
 use uuid::Uuid;
 
 use super::{
-    COLUMNS, FIXED_LEN, JSONB_VERSION, OFFSET_AT, PARTITION_AT, POSTGRES_EPOCH_MS, RowError, USER_ID_AT,
-    VIDEO_ID_AT,
+    COLUMNS, FIXED_COLUMNS, FIXED_LEN, FIXED_TEMPLATE, INGESTED_AT_AT, JSONB_VERSION, OCCURRED_AT_AT,
+    OFFSET_AT, PARTITION_AT, POSTGRES_EPOCH_MS, RECORDED_AT_AT, RowError, USER_ID_AT, VIDEO_ID_AT,
 };
+
+/// One row where it lies: every length is checked, texts are still bytes. For what checks many texts at once.
+#[derive(Clone, Copy, PartialEq)]
+pub struct RawRow<'a> {
+    /// The tuple itself.
+    pub bytes: &'a [u8],
+    pub partition: i32,
+    pub offset: i64,
+    pub recorded_at_ms: i64,
+    pub occurred_at_ms: i64,
+    pub ingested_at_ms: i64,
+    pub user_id: [u8; 16],
+    pub video_id: [u8; 16],
+    pub interaction_type: &'a [u8],
+    pub interaction_weight: f32,
+    pub watch_time_seconds: Option<f64>,
+    pub recommendation_score: Option<f64>,
+    pub position: Option<i32>,
+    pub algorithm: Option<&'a [u8]>,
+    pub experiment_variant_id: Option<&'a [u8]>,
+    pub feed_session_id: Option<&'a [u8]>,
+    pub event_id: Option<[u8; 16]>,
+    pub metadata: Option<&'a [u8]>,
+}
+
+impl<'a> RawRow<'a> {
+    /// Reads the row that `input` begins with.
+    #[inline]
+    pub fn first(input: &'a [u8]) -> Result<Self, RowError> {
+        let Some(fixed) = input.first_chunk().filter(|fixed| has_fixed_lengths(fixed)) else {
+            return Err(fault_of_fixed(input));
+        };
+        let mut fields = Fields { input, at: FIXED_LEN, column: FIXED_COLUMNS };
+        Ok(RawRow {
+            partition: i32::from_be_bytes(at(fixed, PARTITION_AT)),
+            offset: i64::from_be_bytes(at(fixed, OFFSET_AT)),
+            recorded_at_ms: milliseconds(at(fixed, RECORDED_AT_AT), "recorded_at")?,
+            occurred_at_ms: milliseconds(at(fixed, OCCURRED_AT_AT), "occurred_at")?,
+            ingested_at_ms: milliseconds(at(fixed, INGESTED_AT_AT), "ingested_at")?,
+            user_id: at(fixed, USER_ID_AT),
+            video_id: at(fixed, VIDEO_ID_AT),
+            interaction_type: fields.required_value()?,
+            interaction_weight: f32::from_be_bytes(fields.required()?),
+            watch_time_seconds: fields.optional()?.map(f64::from_be_bytes),
+            recommendation_score: fields.optional()?.map(f64::from_be_bytes),
+            position: fields.optional()?.map(i32::from_be_bytes),
+            algorithm: fields.next()?,
+            experiment_variant_id: fields.next()?,
+            feed_session_id: fields.next()?,
+            event_id: fields.optional()?,
+            metadata: fields.jsonb()?,
+            bytes: &input[..fields.at],
+        })
+    }
+}
+
+/// Whether the field count and the lengths of the columns that are never null are as they must be.
+#[inline]
+fn has_fixed_lengths(fixed: &[u8; FIXED_LEN]) -> bool {
+    const LENGTHS_AT: [usize; FIXED_COLUMNS] = [
+        PARTITION_AT - 4,
+        OFFSET_AT - 4,
+        RECORDED_AT_AT - 4,
+        OCCURRED_AT_AT - 4,
+        INGESTED_AT_AT - 4,
+        USER_ID_AT - 4,
+        VIDEO_ID_AT - 4,
+    ];
+    let lengths_fit = LENGTHS_AT.iter().all(|from| fixed[*from..from + 4] == FIXED_TEMPLATE[*from..from + 4]);
+    fixed[..2] == FIXED_TEMPLATE[..2] && lengths_fit
+}
+
+/// What is wrong with a row that does not begin as every row does.
+#[cold]
+fn fault_of_fixed(input: &[u8]) -> RowError {
+    let fault = || {
+        let count = i16::from_be_bytes(*input.first_chunk().ok_or(RowError::Truncated)?);
+        if usize::try_from(count) != Ok(COLUMNS.len()) {
+            return Err(RowError::FieldCount(count));
+        }
+        let mut fields = Fields { input, at: 2, column: 0 };
+        fields.required::<4>()?;
+        fields.required::<8>()?;
+        for _ in ["recorded_at", "occurred_at", "ingested_at"] {
+            fields.required::<8>()?;
+        }
+        fields.required::<16>()?;
+        fields.required::<16>()
+    };
+    fault().err().unwrap_or(RowError::Truncated)
+}
+
+#[inline]
+fn at<const N: usize>(fixed: &[u8; FIXED_LEN], from: usize) -> [u8; N] {
+    let mut value = [0; N];
+    value.copy_from_slice(&fixed[from..from + N]);
+    value
+}
+
+#[inline]
+fn milliseconds(micros: [u8; 8], column: &'static str) -> Result<i64, RowError> {
+    let micros = i64::from_be_bytes(micros);
+    // Postgres's two infinities are no whole milliseconds either.
+    if micros % 1000 != 0 {
+        return Err(RowError::NotWholeMillisecond { column });
+    }
+    Ok(micros / 1000 + POSTGRES_EPOCH_MS)
+}
 
 /// A typed view of one row; the bytes stay where they are.
 #[derive(Clone, Copy, PartialEq)]
 pub struct RowRef<'a> {
-    bytes: &'a [u8],
-    recorded_at_ms: i64,
-    occurred_at_ms: i64,
-    ingested_at_ms: i64,
+    raw: RawRow<'a>,
     interaction_type: &'a str,
-    interaction_weight: f32,
-    watch_time_seconds: Option<f64>,
-    recommendation_score: Option<f64>,
-    position: Option<i32>,
     algorithm: Option<&'a str>,
     experiment_variant_id: Option<&'a str>,
     feed_session_id: Option<&'a str>,
-    event_id: Option<Uuid>,
     metadata: Option<&'a str>,
 }
 
 impl<'a> RowRef<'a> {
     /// Reads the row that `input` begins with, and checks every column of it.
     fn parse_first(input: &'a [u8]) -> Result<Self, RowError> {
-        let mut fields = Fields { input, at: 2, column: 0 };
-        let count = i16::from_be_bytes(*input.first_chunk().ok_or(RowError::Truncated)?);
-        if usize::try_from(count) != Ok(COLUMNS.len()) {
-            return Err(RowError::FieldCount(count));
-        }
-        // The lengths of the fixed columns are checked by reading them in order.
-        fields.required::<4>()?;
-        fields.required::<8>()?;
-        let recorded_at_ms = fields.timestamp_ms()?;
-        let occurred_at_ms = fields.timestamp_ms()?;
-        let ingested_at_ms = fields.timestamp_ms()?;
-        fields.required::<16>()?;
-        fields.required::<16>()?;
-        debug_assert_eq!(fields.at, FIXED_LEN);
+        let raw = RawRow::first(input)?;
+        let text = |value: Option<&'a [u8]>, column| value.map(|value| utf8(value, column)).transpose();
         Ok(RowRef {
-            recorded_at_ms,
-            occurred_at_ms,
-            ingested_at_ms,
-            interaction_type: fields.required_text()?,
-            interaction_weight: f32::from_be_bytes(fields.required()?),
-            watch_time_seconds: fields.optional()?.map(f64::from_be_bytes),
-            recommendation_score: fields.optional()?.map(f64::from_be_bytes),
-            position: fields.optional()?.map(i32::from_be_bytes),
-            algorithm: fields.text()?,
-            experiment_variant_id: fields.text()?,
-            feed_session_id: fields.text()?,
-            event_id: fields.optional()?.map(Uuid::from_bytes),
-            metadata: fields.jsonb()?,
-            bytes: &input[..fields.at],
+            interaction_type: utf8(raw.interaction_type, "interaction_type")?,
+            algorithm: text(raw.algorithm, "algorithm")?,
+            experiment_variant_id: text(raw.experiment_variant_id, "experiment_variant_id")?,
+            feed_session_id: text(raw.feed_session_id, "feed_session_id")?,
+            metadata: text(raw.metadata, "metadata")?,
+            raw,
         })
     }
 
     /// Reads `input` as exactly one row.
     pub fn parse(input: &'a [u8]) -> Result<Self, RowError> {
         let row = Self::parse_first(input)?;
-        match input.len() - row.bytes.len() {
+        match input.len() - row.raw.bytes.len() {
             0 => Ok(row),
             more => Err(RowError::TrailingBytes(more)),
         }
@@ -74,35 +154,35 @@ impl<'a> RowRef<'a> {
 
     /// The tuple itself.
     pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+        self.raw.bytes
     }
 
     pub fn partition(&self) -> i32 {
-        i32::from_be_bytes(self.fixed(PARTITION_AT))
+        self.raw.partition
     }
 
     pub fn offset(&self) -> i64 {
-        i64::from_be_bytes(self.fixed(OFFSET_AT))
+        self.raw.offset
     }
 
     pub fn recorded_at_ms(&self) -> i64 {
-        self.recorded_at_ms
+        self.raw.recorded_at_ms
     }
 
     pub fn occurred_at_ms(&self) -> i64 {
-        self.occurred_at_ms
+        self.raw.occurred_at_ms
     }
 
     pub fn ingested_at_ms(&self) -> i64 {
-        self.ingested_at_ms
+        self.raw.ingested_at_ms
     }
 
     pub fn user_id(&self) -> Uuid {
-        Uuid::from_bytes(self.fixed(USER_ID_AT))
+        Uuid::from_bytes(self.raw.user_id)
     }
 
     pub fn video_id(&self) -> Uuid {
-        Uuid::from_bytes(self.fixed(VIDEO_ID_AT))
+        Uuid::from_bytes(self.raw.video_id)
     }
 
     pub fn interaction_type(&self) -> &'a str {
@@ -110,19 +190,19 @@ impl<'a> RowRef<'a> {
     }
 
     pub fn interaction_weight(&self) -> f32 {
-        self.interaction_weight
+        self.raw.interaction_weight
     }
 
     pub fn watch_time_seconds(&self) -> Option<f64> {
-        self.watch_time_seconds
+        self.raw.watch_time_seconds
     }
 
     pub fn recommendation_score(&self) -> Option<f64> {
-        self.recommendation_score
+        self.raw.recommendation_score
     }
 
     pub fn position(&self) -> Option<i32> {
-        self.position
+        self.raw.position
     }
 
     pub fn algorithm(&self) -> Option<&'a str> {
@@ -138,25 +218,19 @@ impl<'a> RowRef<'a> {
     }
 
     pub fn event_id(&self) -> Option<Uuid> {
-        self.event_id
+        self.raw.event_id.map(Uuid::from_bytes)
     }
 
     /// Canonical JSON text.
     pub fn metadata(&self) -> Option<&'a str> {
         self.metadata
     }
-
-    fn fixed<const N: usize>(&self, at: usize) -> [u8; N] {
-        let mut value = [0; N];
-        value.copy_from_slice(&self.bytes[at..at + N]); // parse_first has seen FIXED_LEN bytes
-        value
-    }
 }
 
 impl fmt::Debug for RowRef<'_> {
     /// Where the row is, not what a person did.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RowRef({}@{}, {} bytes)", self.partition(), self.offset(), self.bytes.len())
+        write!(f, "RowRef({}@{}, {} bytes)", self.partition(), self.offset(), self.bytes().len())
     }
 }
 
@@ -169,62 +243,54 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// The next column's bytes, `None` for null.
-    fn next(&mut self) -> Result<(Option<&'a [u8]>, &'static str), RowError> {
-        let column = COLUMNS[self.column];
+    #[inline]
+    fn next(&mut self) -> Result<Option<&'a [u8]>, RowError> {
+        let column = self.column;
         self.column += 1;
-        let rest = &self.input[self.at..];
-        let length = i32::from_be_bytes(*rest.first_chunk().ok_or(RowError::Truncated)?);
+        let (length, rest) = self.input[self.at..].split_first_chunk().ok_or(RowError::Truncated)?;
+        let length = i32::from_be_bytes(*length);
         self.at += 4;
         if length == -1 {
-            return Ok((None, column));
+            return Ok(None);
         }
-        let length = usize::try_from(length).map_err(|_| RowError::Length { column, length })?;
-        let value = rest[4..].get(..length).ok_or(RowError::Truncated)?;
-        self.at += length;
-        Ok((Some(value), column))
+        let Ok(bytes) = usize::try_from(length) else {
+            return Err(RowError::Length { column: COLUMNS[column], length });
+        };
+        let value = rest.get(..bytes).ok_or(RowError::Truncated)?;
+        self.at += bytes;
+        Ok(Some(value))
     }
 
+    #[inline]
     fn optional<const N: usize>(&mut self) -> Result<Option<[u8; N]>, RowError> {
-        let (value, column) = self.next()?;
-        value
-            .map(|value| {
-                let length = value.len() as i32;
-                value.try_into().map_err(|_| RowError::Length { column, length })
-            })
-            .transpose()
-    }
-
-    fn required<const N: usize>(&mut self) -> Result<[u8; N], RowError> {
-        let column = COLUMNS[self.column];
-        self.optional()?.ok_or(RowError::Null { column })
-    }
-
-    fn timestamp_ms(&mut self) -> Result<i64, RowError> {
-        let column = COLUMNS[self.column];
-        let micros = i64::from_be_bytes(self.required()?);
-        // Postgres's two infinities are no whole milliseconds either.
-        if micros % 1000 != 0 {
-            return Err(RowError::NotWholeMillisecond { column });
+        let column = self.column;
+        let Some(value) = self.next()? else { return Ok(None) };
+        match value.try_into() {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(RowError::Length { column: COLUMNS[column], length: value.len() as i32 }),
         }
-        Ok(micros / 1000 + POSTGRES_EPOCH_MS)
     }
 
-    fn text(&mut self) -> Result<Option<&'a str>, RowError> {
-        let (value, column) = self.next()?;
-        value.map(|value| utf8(value, column)).transpose()
+    #[inline]
+    fn required<const N: usize>(&mut self) -> Result<[u8; N], RowError> {
+        let column = self.column;
+        self.optional()?.ok_or(RowError::Null { column: COLUMNS[column] })
     }
 
-    fn required_text(&mut self) -> Result<&'a str, RowError> {
-        let column = COLUMNS[self.column];
-        self.text()?.ok_or(RowError::Null { column })
+    #[inline]
+    fn required_value(&mut self) -> Result<&'a [u8], RowError> {
+        let column = self.column;
+        self.next()?.ok_or(RowError::Null { column: COLUMNS[column] })
     }
 
-    fn jsonb(&mut self) -> Result<Option<&'a str>, RowError> {
+    #[inline]
+    fn jsonb(&mut self) -> Result<Option<&'a [u8]>, RowError> {
+        let column = self.column;
         match self.next()? {
-            (None, _) => Ok(None),
-            (Some([JSONB_VERSION, json @ ..]), column) => Ok(Some(utf8(json, column)?)),
-            (Some([version, ..]), _) => Err(RowError::JsonbVersion(*version)),
-            (Some([]), column) => Err(RowError::Length { column, length: 0 }),
+            None => Ok(None),
+            Some([JSONB_VERSION, json @ ..]) => Ok(Some(json)),
+            Some([version, ..]) => Err(RowError::JsonbVersion(*version)),
+            Some([]) => Err(RowError::Length { column: COLUMNS[column], length: 0 }),
         }
     }
 }
@@ -254,7 +320,7 @@ impl<'a> Iterator for Rows<'a> {
         }
         let row = RowRef::parse_first(self.rest);
         self.rest = match &row {
-            Ok(row) => &self.rest[row.bytes.len()..],
+            Ok(row) => &self.rest[row.bytes().len()..],
             Err(_) => &[],
         };
         Some(row)
