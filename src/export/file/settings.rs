@@ -30,6 +30,10 @@ const DICTIONARIES: [&str; 7] = [
     "feed_session_id",
 ];
 
+/// Columns without statistics: the smallest and the largest of random ids, or of metadata, let no reader leave anything
+/// out, and comparing every value costs as much as encoding it.
+const WITHOUT_STATISTICS: [&str; 5] = ["user_id", "video_id", "event_id", "feed_session_id", "metadata"];
+
 /// A row group is closed early at this size: rows with much metadata must not fill the memory.
 const ROW_GROUP_BYTES_MAX: usize = 64 << 20;
 
@@ -50,6 +54,10 @@ pub(super) fn writer_options(row_group_rows: usize) -> ArrowWriterOptions {
     }
     for column in DICTIONARIES {
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(column), true);
+    }
+    for column in WITHOUT_STATISTICS {
+        properties =
+            properties.set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::None);
     }
     ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true)
 }
