@@ -51,27 +51,27 @@ impl Checks<'_> {
         entries: &mut Vec<Entry<'_>>,
         canonical: &'a mut String,
     ) -> Result<Interaction<'a>, Reject> {
-        let user_id = required(Field::UserId, uuid(Field::UserId, raw.user_id)?)?;
-        let video_id = required(Field::VideoId, uuid(Field::VideoId, raw.video_id)?)?;
+        let user_id = required(Field::UserId, uuid(Field::UserId, raw.get(Field::UserId))?)?;
+        let video_id = required(Field::VideoId, uuid(Field::VideoId, raw.get(Field::VideoId))?)?;
         let interaction_type =
-            required(Field::InteractionType, self.interaction_type(raw.interaction_type)?)?;
-        let watch_time_seconds = double(Field::WatchTime, raw.watch_time)?;
+            required(Field::InteractionType, self.interaction_type(raw.get(Field::InteractionType))?)?;
+        let watch_time_seconds = double(Field::WatchTime, raw.get(Field::WatchTime))?;
         if watch_time_seconds.is_some_and(|seconds| seconds < 0.0) {
             return Err(reject(RejectReason::OutOfRange, Field::WatchTime).detail("below zero"));
         }
-        let occurred_at_ms = required(Field::Timestamp, self.timestamp(raw.timestamp)?)?;
+        let occurred_at_ms = required(Field::Timestamp, self.timestamp(raw.get(Field::Timestamp))?)?;
         Ok(Interaction {
             user_id,
             video_id,
             interaction_type,
             occurred_at_ms,
             watch_time_seconds,
-            event_id: uuid(Field::EventId, raw.event_id)?,
-            feed_session_id: string(Field::FeedSessionId, raw.feed_session_id)?,
-            algorithm: string(Field::Algorithm, raw.algorithm)?,
-            experiment_variant_id: string(Field::ExperimentVariantId, raw.experiment_variant_id)?,
-            recommendation_score: double(Field::RecommendationScore, raw.recommendation_score)?,
-            position: position(raw.position)?,
+            event_id: uuid(Field::EventId, raw.get(Field::EventId))?,
+            feed_session_id: string(Field::FeedSessionId, raw.get(Field::FeedSessionId))?,
+            algorithm: string(Field::Algorithm, raw.get(Field::Algorithm))?,
+            experiment_variant_id: string(Field::ExperimentVariantId, raw.get(Field::ExperimentVariantId))?,
+            recommendation_score: double(Field::RecommendationScore, raw.get(Field::RecommendationScore))?,
+            position: position(raw.get(Field::Position))?,
             metadata: match raw.metadata {
                 RawMetadata::Absent => None,
                 RawMetadata::Entries => Some(metadata::write_checked(entries, canonical)?),
@@ -141,10 +141,15 @@ fn string<'a>(field: Field, raw: Raw<'a>) -> Result<Option<&'a str>, Reject> {
         let detail = format!("{} bytes, 1 to {STRING_BYTES_MAX} are allowed", text.len());
         return Err(reject(RejectReason::BadString, field).detail(detail));
     }
-    if text.as_bytes().contains(&0) {
+    if has_nul(text) {
         return Err(reject(RejectReason::BadString, field).detail("holds NUL"));
     }
     Ok(Some(text))
+}
+
+/// Looks at every byte, as a vector of them: most texts are short and have none.
+pub(super) fn has_nul(text: &str) -> bool {
+    text.bytes().fold(false, |found, byte| found | (byte == 0))
 }
 
 fn text<'a>(field: Field, raw: Raw<'a>) -> Result<Option<&'a str>, Reject> {

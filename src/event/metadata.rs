@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
+use super::interaction::has_nul;
 use super::json::scan::Scanner;
 use super::reject::{Reject, RejectReason};
 
@@ -35,7 +36,6 @@ pub(super) fn write_checked<'a>(
     if raw_bytes > CANONICAL_BYTES_MAX {
         return Err(too_long());
     }
-    let has_nul = |text: &str| text.as_bytes().contains(&0);
     if entries.iter().any(|(k, v)| has_nul(k) || has_nul(v)) {
         return Err(Reject::new(RejectReason::BadString).field(FIELD).detail("holds NUL"));
     }
@@ -155,6 +155,16 @@ fn write_object(entries: &[Entry<'_>], out: &mut String) {
 
 fn write_string(text: &str, out: &mut String) {
     out.push('"');
+    // Every byte is looked at, as a vector of them: most texts need no escape.
+    if text.bytes().fold(false, |found, byte| found | needs_escape(byte)) {
+        write_escaped(text, out);
+    } else {
+        out.push_str(text);
+    }
+    out.push('"');
+}
+
+fn write_escaped(text: &str, out: &mut String) {
     let mut rest = text;
     while let Some(at) = rest.bytes().position(needs_escape) {
         // Only ASCII needs an escape, so both sides of it are whole characters.
@@ -167,11 +177,10 @@ fn write_string(text: &str, out: &mut String) {
         rest = chars.as_str();
     }
     out.push_str(rest);
-    out.push('"');
 }
 
 fn needs_escape(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
+    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
 
 fn write_escape(c: char, out: &mut String) {

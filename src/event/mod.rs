@@ -154,6 +154,7 @@ impl Decoder {
         }
     }
 
+    #[inline(always)]
     fn decode_value<'a>(
         &'a mut self,
         value: Option<&'a [u8]>,

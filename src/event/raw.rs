@@ -109,20 +109,11 @@ pub(super) enum Raw<'v> {
     Other(&'static str),
 }
 
-/// Every field but `metadata`, whose entries are kept apart.
+/// What each field holds; the entries of `metadata` are kept apart.
 #[derive(Debug, Default)]
 pub(super) struct RawEvent<'v> {
-    pub user_id: Raw<'v>,
-    pub video_id: Raw<'v>,
-    pub interaction_type: Raw<'v>,
-    pub watch_time: Raw<'v>,
-    pub timestamp: Raw<'v>,
-    pub event_id: Raw<'v>,
-    pub feed_session_id: Raw<'v>,
-    pub algorithm: Raw<'v>,
-    pub experiment_variant_id: Raw<'v>,
-    pub recommendation_score: Raw<'v>,
-    pub position: Raw<'v>,
+    /// In the order of [`Field::ALL`]. That of `metadata` is not used.
+    values: [Raw<'v>; Field::ALL.len()],
     pub metadata: RawMetadata,
 }
 
@@ -137,31 +128,24 @@ pub(super) enum RawMetadata {
 }
 
 impl<'v> RawEvent<'v> {
+    #[inline]
+    pub fn get(&self, field: Field) -> Raw<'v> {
+        self.values.get(field as usize).copied().unwrap_or_default()
+    }
+
     /// `metadata` only says here that it is absent or of another type.
+    #[inline]
     pub fn set(&mut self, field: Field, raw: Raw<'v>) {
-        let slot = match field {
-            Field::UserId => &mut self.user_id,
-            Field::VideoId => &mut self.video_id,
-            Field::InteractionType => &mut self.interaction_type,
-            Field::WatchTime => &mut self.watch_time,
-            Field::Timestamp => &mut self.timestamp,
-            Field::EventId => &mut self.event_id,
-            Field::FeedSessionId => &mut self.feed_session_id,
-            Field::Algorithm => &mut self.algorithm,
-            Field::ExperimentVariantId => &mut self.experiment_variant_id,
-            Field::RecommendationScore => &mut self.recommendation_score,
-            Field::Position => &mut self.position,
-            Field::Metadata => {
-                self.metadata = match raw {
-                    Raw::Absent => RawMetadata::Absent,
-                    Raw::Other(found) => RawMetadata::Other(found),
-                    Raw::Text(_) => RawMetadata::Other("string"),
-                    _ => RawMetadata::Other("number"),
-                };
-                return;
-            }
-        };
-        *slot = raw;
+        if field == Field::Metadata {
+            self.metadata = match raw {
+                Raw::Absent => RawMetadata::Absent,
+                Raw::Other(found) => RawMetadata::Other(found),
+                Raw::Text(_) => RawMetadata::Other("string"),
+                _ => RawMetadata::Other("number"),
+            };
+        } else if let Some(value) = self.values.get_mut(field as usize) {
+            *value = raw;
+        }
     }
 }
 

@@ -59,7 +59,9 @@ impl<'v> Cursor<'v> {
     }
 
     /// A zigzag varint of at most 64 bits, in as few bytes as it needs.
-    #[inline]
+    ///
+    /// Indices and most lengths are one byte: only that is inlined, and it is some twenty times an event.
+    #[inline(always)]
     pub fn long(&mut self) -> Taken<i64> {
         let Some((&first, rest)) = self.rest.split_first() else {
             return Err(Fault::Truncated);
@@ -71,6 +73,7 @@ impl<'v> Cursor<'v> {
         self.long_varint(u64::from(first & 0x7F), rest)
     }
 
+    #[inline(never)]
     fn long_varint(&mut self, first: u64, rest: &'v [u8]) -> Taken<i64> {
         let mut value = first;
         let mut shift = 7;

@@ -14,6 +14,7 @@ use super::cursor::{Cursor, Fault, Taken};
 use super::plan::{Branch, Plan, Read, Step};
 use super::skip::Skip;
 
+#[inline]
 pub(in super::super) fn decode<'a>(
     plan: &Plan,
     body: &'a [u8],

@@ -202,7 +202,7 @@ impl<'v> Sent<'v> {
     /// Finds the score in the first of its places, and takes it out of there.
     fn settle_score(&mut self, raw: &mut RawEvent<'v>) -> Result<(), Reject> {
         let snake_case = self.score_snake_case.take().filter(|token| token.kind != Kind::Null);
-        if raw.recommendation_score != Raw::Absent {
+        if raw.get(Field::RecommendationScore) != Raw::Absent {
             if let Some(value) = snake_case {
                 let kind = Kind::String;
                 let text = SCORE_SNAKE_CASE;
@@ -211,7 +211,7 @@ impl<'v> Sent<'v> {
             return Ok(());
         }
         if let Some(value) = snake_case {
-            raw.recommendation_score = raw_of(&value);
+            raw.set(Field::RecommendationScore, raw_of(&value));
             return Ok(());
         }
         for name in [Field::RecommendationScore.name(), SCORE_SNAKE_CASE] {
@@ -220,10 +220,11 @@ impl<'v> Sent<'v> {
                 continue;
             };
             let (_, value) = self.entries.remove(at);
-            raw.recommendation_score = match raw_of(&value) {
+            let score = match raw_of(&value) {
                 Raw::Text(text) if scan::is_number(text) => Raw::Number(text),
                 other => other,
             };
+            raw.set(Field::RecommendationScore, score);
             return Ok(());
         }
         Ok(())
