@@ -57,6 +57,10 @@ pub(super) fn failure(error: sqlx::Error) -> Failure {
     }
 }
 
+/// What is handed to the connection at once, which copies it. Larger and the copy is out of the processor's cache before
+/// the kernel reads it, and stays as memory of the connection; smaller is a system call for each few rows.
+const COPY_SLICE_BYTES: usize = 64 << 10;
+
 /// In how many statements rows are sent, and how long any one statement may go without an answer.
 #[derive(Clone, Copy)]
 pub(super) struct Pace {
@@ -153,8 +157,8 @@ async fn copy(connection: &mut PgConnection, parts: &[&[u8]]) -> Result<(), sqlx
     let mut copy = connection.copy_in_raw(&super::copy_in_statement()).await?;
     let sent: Result<(), sqlx::Error> = async {
         copy.send(row::COPY_HEADER).await?;
-        for part in parts {
-            copy.send(*part).await?;
+        for slice in parts.iter().flat_map(|part| part.chunks(COPY_SLICE_BYTES)) {
+            copy.send(slice).await?;
         }
         failpoint!("persist.in-copy");
         copy.send(&row::COPY_TRAILER[..]).await?;
