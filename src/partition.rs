@@ -24,6 +24,10 @@ use crate::reject_limit::{RejectLimits, RejectWindow};
 use crate::row::{self, Coordinates};
 use crate::telemetry::traces;
 
+/// Most that a batch is given room for at once. Larger takes memory of many partitions that had a large batch once;
+/// smaller copies the rows of large batches again and again as they grow.
+const ROOM_BYTES_MAX: usize = 1 << 20;
+
 /// What decides how records are taken.
 pub struct Rules {
     pub limits: RejectLimits,
@@ -90,6 +94,8 @@ pub struct Partition {
     /// The batch that is being filled, and since when.
     pub open: PartitionBatch,
     pub open_since: Option<Instant>,
+    /// Bytes that the next batch is given room for with its first rows.
+    room: usize,
     /// A batch is on its way to Postgres.
     pub in_flight: bool,
     /// How large it is.
@@ -179,6 +185,7 @@ impl Partition {
             window: owned.window,
             open: PartitionBatch::default(),
             open_since: None,
+            room: 0,
             in_flight: false,
             in_flight_bytes: 0,
             in_flight_oldest_ms: 0,
@@ -232,6 +239,7 @@ impl Partition {
             std::mem::replace(&mut self.open, next)
         });
         batch.times.handed_at = Some(Instant::now());
+        self.room = (batch.tuples.len() + batch.tuples.len() / 8).min(ROOM_BYTES_MAX);
         self.in_flight_bytes = batch.tuples.capacity();
         self.in_flight_oldest_ms = batch.oldest_ms;
         batch
@@ -318,6 +326,9 @@ impl Partition {
         brought: &mut Brought,
     ) -> Taken {
         let began = traces::is_on().then(Instant::now);
+        if self.open.tuples.capacity() == 0 {
+            self.open.tuples.reserve(self.room);
+        }
         let mut last = None;
         let mut outcome = Taken::All;
         for index in run {

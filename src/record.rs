@@ -36,6 +36,16 @@ impl Chunk {
         Chunk { assignment, bytes: Vec::new(), records: Vec::new() }
     }
 
+    /// An empty chunk with room for what this one holds, and a little more: while a topic is drained, chunks are alike.
+    pub fn next(&self, assignment: u64) -> Self {
+        let (bytes, records) = (self.bytes.len(), self.records.len());
+        Chunk {
+            assignment,
+            bytes: Vec::with_capacity(bytes + bytes / 8),
+            records: Vec::with_capacity(records),
+        }
+    }
+
     /// Copies a message's bytes in; the message itself goes back to the client at once.
     pub fn push(&mut self, message: &BorrowedMessage<'_>) {
         let at = (message.partition(), message.offset(), message.timestamp());

@@ -33,6 +33,9 @@ const OUTSTANDING_BYTES_MAX: usize = 8 << 20;
 /// How long the thread just waits for room before it pauses the partitions. Pausing throws away what
 /// was prefetched, so shorter refetches on every hiccup; longer nears `max.poll.interval.ms`.
 const PAUSE_AFTER: Duration = Duration::from_secs(2);
+/// How long the thread sleeps for room. Longer could let the pipeline run out of what waits for it (tens of ms of work);
+/// shorter wakes up for nothing.
+const ROOM_WAIT: Duration = Duration::from_millis(4);
 /// How long after a commit the group is asked what it has. Longer leaves a refused commit, and a lag that is none, for
 /// longer; shorter asks while the client still tries by itself.
 const COMPARE_AFTER: Duration = Duration::from_secs(10);
@@ -208,7 +211,7 @@ impl Poller {
                 if self.paused {
                     self.poll_once(POLL_WAIT);
                 } else {
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(ROOM_WAIT);
                 }
             }
             if self.consumer.context().take_rejoin() {
@@ -301,10 +304,12 @@ impl Poller {
 
     fn hand_over(&mut self) {
         let assignment = self.consumer.context().assignment();
-        let chunk = std::mem::replace(&mut self.chunk, Chunk::new(assignment));
-        if chunk.records.is_empty() {
+        if self.chunk.records.is_empty() {
+            self.chunk.assignment = assignment;
             return;
         }
+        let next = self.chunk.next(assignment);
+        let chunk = std::mem::replace(&mut self.chunk, next);
         self.end.outstanding.fetch_add(chunk.size_bytes(), Ordering::Relaxed);
         let _ = self.end.events.send(SourceEvent::Chunk(chunk));
     }
