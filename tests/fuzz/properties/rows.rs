@@ -87,6 +87,10 @@ impl Target for Copy {
             }
         }
         check_rows(&whole);
+        if result.is_ok() {
+            let (_, longer) = parse([input, b"\0"].into_iter());
+            assert_eq!(longer, Err(RowError::AfterCopyTrailer), "with a byte behind its end");
+        }
         // The bytes behind the header may also be met as bare rows.
         if let Some(bare) = input.get(COPY_HEADER.len()..) {
             for row in Rows::new(bare).map_while(Result::ok).take(3) {
