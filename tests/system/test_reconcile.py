@@ -327,20 +327,6 @@ def test_bucket_away_at_the_takeover_and_nothing_restored(own_case, s3):
     case.assert_clean()
 
 
-def test_dry_run_changes_nothing(restored):
-    case = restored
-    assert case.third.stop() == 0, case.why()
-    case.wait(lambda: reconcile(case, dry=True).returncode == 0, "the last PUT's time to be over", 20, every_s=1)
-    before = state(case)
-    told = reconcile(case, dry=True)
-    assert told.returncode == 0 and "nothing was changed" in told.stdout, told.stdout + told.stderr
-    assert state(case) == before
-    done = reconcile(case)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == told.stdout.splitlines()[:-1]
-    assert state(case) != before
-
-
 def test_gap_of_a_closed_day_is_entered_again(crossing):
     """A gap that was accepted after the backup stands in the day's manifest; the ledger gets it back from there."""
     case, day = crossing.busy, crossing.day
