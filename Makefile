@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-leaves bench-check deny clean
+.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-scaling bench-live bench-memory bench-leaves bench-check deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -73,6 +73,15 @@ bench-produce: install ## How long a producer waits for its acknowledgement, at 
 
 bench-peers: install ## The same topic drained by the worker, plain Python, Flink SQL and Kafka Connect, whole and killed half-way
 	benches/peers/run
+
+bench-scaling: install ## What an event costs by partitions, lanes, batches, JSON and bad events
+	benches/scaling/run
+
+bench-live: install ## At 5,000 events/s: how long until a row is visible; a start, a rebalance, a kill
+	benches/live/run
+
+bench-memory: install ## How much memory a worker with 64 partitions takes; an hour: benches/memory/run --minutes 60
+	benches/memory/run
 
 bench-leaves: install ## What one event costs in each leaf, by the clock (criterion)
 	cargo bench --locked --bench leaves

@@ -94,6 +94,30 @@ def fresh_database(env, name, with_user_index=True):
     return env
 
 
+def drained(stack, env, events):
+    """One worker from nothing to the last of so many valid events in both sinks; it is told to end as soon as all are committed."""
+    postgres_before = stack.postgres_cpu_s()
+    started = time.monotonic()
+    process = start_worker(env)
+    drained = first = None
+    while drained is None:
+        time.sleep(0.05)
+        persisted = query(env, "SELECT coalesce(sum(persist_frontier), 0) FROM partition_ledger")[0][0]
+        if first is None and persisted > 0:
+            first = time.monotonic()
+        if persisted >= events:
+            drained = time.monotonic()
+    usage = stop(process)  # uploads what is open
+    rows, files = query(env, "SELECT (SELECT count(*) FROM user_interactions), (SELECT count(*) FROM export_files)")[0]
+    exported_rows, size = query(env, "SELECT coalesce(sum(rows), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM export_files")[0]
+    return {
+        "rows": rows, "exported_rows": exported_rows, "files": files, "bytes_per_row": round(size / max(exported_rows, 1), 1),
+        "seconds_from_first_commit": round(drained - first, 2), "seconds_to_first_commit": round(first - started, 2),
+        "events_per_second": round(events / max(drained - first, 1e-3)), **cpu(usage, events),
+        "postgres_cpu_us_per_event": round((stack.postgres_cpu_s() - postgres_before) / events * 1e6, 2),
+    }
+
+
 def query(env, *statements):
     import psycopg
 
