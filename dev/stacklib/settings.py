@@ -84,8 +84,8 @@ class Settings:
         return [CONTROLLER_APART] if self.controller_apart else list(self.nodes())
 
     def kafka_nodes(self):
-        """Every node of Kafka, controllers first: a broker without a controller does not come up."""
-        return sorted({*self.nodes(), *self.controllers()}, reverse=self.controller_apart)
+        """Every node of Kafka. They start side by side: a broker waits for its controller."""
+        return sorted({*self.nodes(), *self.controllers()})
 
     def s3_data(self):
         return Path(self.s3_folder) if self.s3_folder else self.folder / "s3"
