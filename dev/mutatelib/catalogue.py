@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("tests") / "mutations"
 REQUIRED = {"id": str, "rows": list, "protects": str, "file": str, "old": str, "new": str, "test": str}
-OPTIONAL = {"features": list}
+OPTIONAL = {"features": list, "also": list}
+EDIT = ("file", "old", "new")
 
 
 class Mismatch(Exception):
@@ -27,6 +28,12 @@ class Mutation:
     test: str
     source: str  # the list that it stands in
     features: tuple = field(default=())
+    also: tuple = field(default=())  # of a protection that has a second one behind it: its edits, as dicts
+
+    @property
+    def edits(self):
+        """Every (file, old, new)."""
+        return [(self.file, self.old, self.new), *(tuple(one[key] for key in EDIT) for one in self.also)]
 
     @property
     def is_cargo(self):
@@ -69,7 +76,9 @@ def _mutation(path, entry):
     for key in entry.keys() - REQUIRED.keys():
         if key not in OPTIONAL or not isinstance(entry[key], OPTIONAL[key]):
             raise Mismatch(f"{name}: `{key}` is not known, or not of its type")
-    lists = {key: tuple(entry.get(key, ())) for key in ("rows", "features")}
+    if any(sorted(one) != sorted(EDIT) for one in entry.get("also", ())):
+        raise Mismatch(f"{name}: an `also` is {', '.join(EDIT)}")
+    lists = {key: tuple(entry.get(key, ())) for key in ("rows", "features", "also")}
     return Mutation(**{**entry, **lists}, source=path.name)
 
 
@@ -85,15 +94,16 @@ def mismatches(mutations, root=ROOT):
 
 
 def _reasons(one, root):
-    path = root / one.file
-    if not path.is_file():
-        yield f"no file {one.file}"
-        return
-    times = path.read_text(encoding="utf-8").count(one.old)
-    if times != 1:
-        yield f"`old` occurs {times} times in {one.file}"
-    if one.old == one.new:
-        yield "`new` is `old`"
+    for file, old, new in one.edits:
+        path = root / file
+        if not path.is_file():
+            yield f"no file {file}"
+            return
+        times = path.read_text(encoding="utf-8").count(old)
+        if times != 1:
+            yield f"`old` occurs {times} times in {file}"
+        if old == new:
+            yield "`new` is `old`"
     why = _why_no_cargo_test(one, root) if one.is_cargo else _why_no_pytest(one, root)
     if why:
         yield why

@@ -73,10 +73,12 @@ def _share_dependencies(compiled, copy):
 
 
 def apply(mutation):
-    path = TREE / mutation.file
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    for file, old, new in mutation.edits:
+        path = TREE / file
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def take_back(mutation):
-    shutil.copyfile(ROOT / mutation.file, TREE / mutation.file)
+    for file, _, _ in mutation.edits:
+        shutil.copyfile(ROOT / file, TREE / file)

@@ -488,7 +488,7 @@ def test_revoke_does_not_wait_for_a_batch_that_hangs(case):
     asked_at = time.monotonic()
     second = case.start("second", **env)
     # Half of the time for which the batch hangs; a revocation that waited for it would take all of that.
-    case.wait(lambda: second.health()[0] == 200, "the second to have joined", 45)
+    case.wait(lambda: second.health()[0] == 200 and len(case.owned(second)) == 3, "the second to have its share", 45)
     print(f"{time.monotonic() - asked_at:.1f} s")
     end_sessions(case)
     with session(case, autocommit=True) as other:

@@ -161,6 +161,27 @@ def test_rebalance_storm(case):
     case.assert_clean()
 
 
+def test_who_joins_interrupts_only_what_moves(case):
+    """Row 10: of two workers' six partitions a third gets two; the other four keep their owners' epochs."""
+    generator = generate.Generator(97, case.schemas())
+    # Nobody is to be expelled beside it, however busy the machine is.
+    env = {"KAFKA__SESSION_TIMEOUT_MS": 15_000}
+    workers = [case.start_ready(name, **env) for name in ("left", "right")]
+
+    def shares(count):
+        return sorted(len(case.owned(worker)) for worker in workers) == [6 // count] * count
+
+    with case.producing((generator.event() for _ in range(10_000_000)), per_second=500):
+        case.wait(lambda: shares(2) and all(persisted(case).values()), "halves")
+        before = {partition: epoch for partition, (_, _, epoch) in case.frontiers().items()}
+        workers.append(case.start("third", **env))
+        case.wait(lambda: shares(3), "thirds")
+        after = {partition: epoch for partition, (_, _, epoch) in case.frontiers().items()}
+        kept = [partition for partition in before if after[partition] == before[partition]]
+        assert len(kept) == 4 and not set(kept) & set(case.owned(workers[2])), (before, after)
+    finish(case, *workers)
+
+
 def test_stopped_past_the_poll_interval(case):
     """Row 12, past max.poll.interval.ms too, with files open and dead letters on their way."""
     limits = {"KAFKA__MAX_POLL_INTERVAL_MS": 4000, "KAFKA__ASSIGN_DEADLINE_MS": 3000, "ROLL__ROWS_MAX": 1000}

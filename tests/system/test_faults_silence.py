@@ -7,6 +7,7 @@ connection go on, no error is reported, and no record comes any more.
 import contextlib
 import ctypes
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -54,7 +55,17 @@ def test_stream_stops_without_an_error(case):
         ptrace(PTRACE_INTERRUPT, thread)
     case.produce(generator.event() for _ in range(2000))
     worker.end_is_wanted = True
-    case.wait(lambda: reaped(threads) and not worker.alive, "the worker to end by itself", 60)
+
+    def ended():
+        return reaped(threads) and not worker.alive
+
+    try:
+        case.wait(ended, "the worker to end by itself", 60)
+    except AssertionError:
+        # Who cleans up would wait for ever: killed, too, it is not gone before its debugger has taken note.
+        worker.signal(signal.SIGKILL)
+        harness.wait_until(ended, "its end")
+        raise
     assert worker.process.returncode == 70, case.why()
     assert "the stream has stopped: partition" in worker.log()
     assert "another owner has" not in worker.log(), "the group knew nothing of it"

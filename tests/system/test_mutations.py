@@ -18,6 +18,7 @@ def test_every_mutation_fits_the_sources():
         ({"old": "never to be found in any source"}, "occurs 0 times"),
         ({"old": "\n"}, "times in"),
         ({"file": "src/no_such_file.rs"}, "no file"),
+        ({"also": ({"file": "src/lib.rs", "old": "never to be found", "new": ""},)}, "occurs 0 times in src/lib.rs"),
         ({"test": "tests/system/test_zombie.py::test_no_such"}, "no test test_no_such"),
         ({"test": "tests/system/no_such.py::test_it"}, "no test file"),
         ({"test": "tests/system/test_zombie.py"}, "has to be named"),

@@ -4,6 +4,7 @@ import re
 import tomllib
 
 from harness import ROOT
+from planted import PLANTED
 
 HERE = ROOT / "tests" / "system"
 ROW = re.compile(r"^\| (\d+) \| .* \| .* \| (.*) \| (.*) \|$", re.M)
@@ -33,3 +34,11 @@ def test_what_is_named_exists():
     covered = {number for number, _, protections in rows() if "`" in protections}
     missing = {row for faults in mutations.values() for row in faults} - covered
     assert not missing, f"protections of rows {sorted(missing)} are not on the page"
+
+
+def test_planted_bugs_are_those_that_are_planted():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    section = page.partition("## Planted bugs")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| [^|]+ \| `([^`]+)` \| [^|]+ \|$", section, re.M)
+    assert len(named) >= 12 and set(named) <= PLANTED.keys(), set(named) - PLANTED.keys()
+    assert f"There are {len(PLANTED)};" in section

@@ -98,6 +98,31 @@ def test_stopped_longer_than_everything(case):
 OPEN = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'feed-worker'"
 
 
+def test_owner_that_sleeps_in_the_middle_of_its_rows(stack, make_case):
+    """No time-out of Postgres ends a COPY whose client is stopped, and its rows block the heir's: the heir ends it."""
+    case = make_case(stack, program=crash_case.program())
+    generator = generate.Generator(8)
+    # Rows that Postgres still gathers block nobody: it needs more than a thousand to put the first into the table.
+    case.produce((generator.valid() for _ in range(6000)), partition=0)
+    zombie = case.start("zombie", _FAILPOINTS="persist.in-copy=stop", BATCH__ROWS_MAX=6000, BATCH__AGE_MS_MAX=5000)
+    case.wait(lambda: crash_case.state_of(zombie) == "T", "it to stop in the midst of its rows", 60)
+    stopped_at = case.query("SELECT clock_timestamp()")[0][0]
+    of_zombie = f"{OPEN} AND xact_start < %s AND query LIKE 'COPY%%'"
+    assert case.query(of_zombie, (stopped_at,)), "it is in the midst of one"
+    heir = case.start("heir")
+    case.wait_drained()
+    case.wait_exported()
+    assert crash_case.state_of(zombie) == "T"
+    assert not case.query(of_zombie, (stopped_at,)), "its session held no row that the heir wanted"
+    zombie.signal(signal.SIGCONT)
+    case.wait(lambda: len(case.owned(zombie)) == len(case.owned(heir)) == 3, "shared again")
+    case.produce(generator.valid() for _ in range(300))
+    case.wait_drained()
+    case.wait_exported()
+    assert [zombie.stop(), heir.stop()] == [0, 0], case.why()
+    case.assert_clean()
+
+
 def test_owner_that_wakes_in_the_middle_of_persisting(stack, make_case):
     """Its frontier is still the ledger's, for its heir has written nothing yet: only its epoch is old, and that is enough."""
     case = make_case(stack, program=crash_case.program())

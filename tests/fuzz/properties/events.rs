@@ -238,7 +238,7 @@ fn chain_schema() -> String {
 }
 
 fn hollow_schema() -> String {
-    let nothing: Vec<String> = (0..400).map(|n| format!(r#"{{"name":"n{n}","type":"null"}}"#)).collect();
+    let nothing: Vec<String> = (0..1500).map(|n| format!(r#"{{"name":"n{n}","type":"null"}}"#)).collect();
     format!(
         r#"{{"type":"record","name":"E","fields":[{REQUIRED},{{"name":"items","type":{{"type":"array","items":
         {{"type":"record","name":"Item","fields":[{},{{"name":"b","type":"boolean"}}]}}}}}}]}}"#,

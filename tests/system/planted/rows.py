@@ -28,6 +28,17 @@ def lost_tail(world):
     return {"lost"}
 
 
+@spoil("skipped offset: in neither table nor file nor DLQ")
+def skipped_offset(world):
+    """Everything agrees with everything, and only the topic has it."""
+    entry = world.objects[1]
+    skipped = entry.rows.pop(3)
+    world.rows.remove(skipped)
+    entry.settle(world.topic)
+    world.remake_manifest()
+    return {"lost"}
+
+
 @spoil("row twice, under two days")
 def row_twice(world):
     row = first_row_with(world, "position")
