@@ -58,12 +58,27 @@ impl Assigner {
     }
 
     async fn try_assign(&self, candidates: &[Candidate]) -> Result<Assigned, LedgerError> {
+        let given: Vec<i32> = candidates.iter().map(|c| c.partition).collect();
+        let mut away = self.database.away(&given).await;
+        let candidates: Vec<Candidate> =
+            candidates.iter().filter(|c| !away.contains_key(&c.partition)).cloned().collect();
+        if candidates.is_empty() && !away.is_empty() {
+            return Ok(Assigned { away, ..Assigned::default() });
+        }
+        let mut assigned = self.assign_there(&candidates).await?;
+        assigned.away.append(&mut away);
+        Ok(assigned)
+    }
+
+    /// Of partitions whose servers are there.
+    async fn assign_there(&self, candidates: &[Candidate]) -> Result<Assigned, LedgerError> {
         let (known, now_ms) = self.database.topic_known().await?;
         if !known {
             let first_day = self.first_day(now_ms).await?;
             self.database.enter_topic(&self.who, first_day).await?;
         }
-        let rows = self.database.peek().await?;
+        let given: Vec<i32> = candidates.iter().map(|c| c.partition).collect();
+        let rows = self.database.peek(&given).await?;
         let candidates = self.with_fresh_ends(candidates, &rows).await?;
         let listed = tokio::time::timeout(LIST_TIMEOUT, self.newest_objects(&rows)).await;
         let objects = match listed {

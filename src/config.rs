@@ -12,6 +12,7 @@ mod layers;
 mod properties;
 mod secret;
 mod section;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -21,6 +21,7 @@ pub mod lag;
 pub mod outside;
 pub mod partition;
 pub mod pipeline;
+pub mod placement;
 pub mod postgres;
 pub mod produce;
 pub mod record;

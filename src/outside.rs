@@ -65,12 +65,19 @@ pub type DatabaseFuture<'a, T> = BoxFuture<'a, Result<T, sqlx::Error>>;
 /// `days` and `reread` in `crate::postgres`. Every call ends by itself, within a deadline; only `assign` has its
 /// caller's.
 pub trait Database: Send + Sync {
-    /// A session for a lane; it connects when it is first asked to.
-    fn session(&self) -> Box<dyn Session>;
+    /// A session for a lane of a server; it connects when it is first asked to.
+    fn session(&self, server: usize) -> Box<dyn Session>;
+
+    /// Which of these partitions cannot be asked for now, because their server is away, and why. None of them are where
+    /// there is one server: nothing goes on without it.
+    fn away<'a>(&'a self, _partitions: &'a [i32]) -> BoxFuture<'a, BTreeMap<i32, String>> {
+        Box::pin(async { BTreeMap::new() })
+    }
 
     fn topic_known(&self) -> DatabaseFuture<'_, (bool, i64)>;
     fn enter_topic<'a>(&'a self, who: &'a Identity, first_day: i32) -> DatabaseFuture<'a, ()>;
-    fn peek(&self) -> DatabaseFuture<'_, BTreeMap<i32, Owned>>;
+    /// At least what the servers of these partitions know.
+    fn peek<'a>(&'a self, partitions: &'a [i32]) -> DatabaseFuture<'a, BTreeMap<i32, Owned>>;
     fn assign<'a>(
         &'a self,
         who: &'a Identity,

@@ -24,6 +24,7 @@ mod schemas;
 mod silence;
 mod stops;
 
+use catch_up::Reading;
 use figures::Figures;
 pub use figures::Measured;
 pub use parts::{Done, Ended, Reply};
@@ -46,6 +47,7 @@ use crate::export::upload::Uploader;
 use crate::kafka::source::{Source, SourceEvent};
 use crate::outside::{Database, Outside};
 use crate::partition::{AbortOnDrop, Partition, Rules};
+use crate::placement::Placement;
 use crate::postgres::lane::Lane;
 use crate::postgres::ledger::LedgerError;
 use crate::reject_limit::RejectLimits;
@@ -66,7 +68,9 @@ pub struct Pipeline {
     uploader: Uploader,
     finisher: DayFinisher,
     source: Source,
+    /// Those of the first server, those of the second, and so on.
     lanes: Vec<LaneHandle>,
+    placement: Placement,
     decoder: Decoder,
     partitions: BTreeMap<i32, Partition>,
     /// Partitions that wait for an operator, with the reason.
@@ -82,9 +86,8 @@ pub struct Pipeline {
     clock: (i64, Instant),
     settled_at: Instant,
     housekept_at: Instant,
-    reading: Option<i32>,
-    read_after: i32,
-    read_at: Instant,
+    /// Where reading back stands, for each server.
+    reading: Vec<Reading>,
     /// What a row of the last chunk that was read back took; 0 before there was one.
     read_row_bytes: usize,
     store_away_since: Option<Instant>,
@@ -140,7 +143,8 @@ impl Pipeline {
             topic: config.kafka.topic.clone(),
             prefix: config.s3.prefix.clone(),
         };
-        let lanes = (0..config.postgres.lanes)
+        let servers = config.postgres.urls().count();
+        let lanes = (0..servers * config.postgres.lanes)
             .map(|lane| start_lane(&config, outside.database.as_ref(), lane, done.clone()))
             .collect();
         let (now, now_ms) = (Instant::now(), (outside.clock)());
@@ -159,6 +163,7 @@ impl Pipeline {
                 row_group_rows: config.export.row_group_rows,
             },
             decoder: Decoder::new(types),
+            placement: config.postgres.placed(),
             config,
             outside,
             assigner,
@@ -177,9 +182,7 @@ impl Pipeline {
             clock: (now_ms, now),
             settled_at: now,
             housekept_at: now,
-            reading: None,
-            read_after: -1,
-            read_at: now,
+            reading: vec![Reading::new(now); servers],
             read_row_bytes: 0,
             store_away_since: None,
             probing: false,
@@ -259,7 +262,7 @@ impl Pipeline {
 
     /// The lane that a partition always uses.
     fn lane_of(&self, id: i32) -> &LaneHandle {
-        &self.lanes[id.unsigned_abs() as usize % self.lanes.len()]
+        &self.lanes[self.placement.lane_of(id, self.config.postgres.lanes)]
     }
 
     fn on_source(&mut self, event: SourceEvent) -> Result<(), Ended> {
@@ -314,7 +317,7 @@ fn start_lane(
     done: UnboundedSender<Done>,
 ) -> LaneHandle {
     let deadline = Duration::from_millis(config.postgres.deadline_ms);
-    let mut lane = Lane::new(database.session(), deadline);
+    let mut lane = Lane::new(database.session(number / config.postgres.lanes), deadline);
     let (jobs, mut inbox) = unbounded_channel();
     tokio::spawn(async move {
         while let Some(job) = inbox.recv().await {

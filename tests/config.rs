@@ -320,10 +320,41 @@ fn a_worker_needs_its_three_addresses() {
     config.require(&provenance).unwrap();
 }
 
+#[test]
+fn servers_and_placement_go_together() {
+    // Three servers have six lanes, and each may hold a batch.
+    let one = "postgres.url=postgres://u@a/feed";
+    let memory = "export.memory_bytes_max=268435456";
+    let more = "postgres.more_urls=postgres://u@b/feed, postgres://u@c/feed";
+    let (config, _) = set(&[one, more, memory, "postgres.placement=12-23: 1, 30: 2"]).unwrap();
+    assert_eq!(config.postgres.urls().count(), 3);
+    assert_eq!([0, 12, 30, 31].map(|partition| config.postgres.placed().server_of(partition)), [0, 1, 2, 0]);
+    for (sets, why) in [
+        (vec![one, "postgres.placement=3: 1"], "there is no server 1"),
+        (vec![one, more, "postgres.placement=3: 1, 4: 2, 5: 3"], "there is no server 3"),
+        (vec![one, more, "postgres.placement=3: 1"], "no partition is on server 2"),
+        (vec![one, more, "postgres.placement=3-5: 1, 5: 2"], "partition 5 is named twice"),
+        (vec![one, more, "postgres.placement=3-: 1, 5: 2"], "is not partitions and a server"),
+        (
+            vec![one, "postgres.more_urls=postgres://other@a:5432/feed", "postgres.placement=3: 1"],
+            "are the same",
+        ),
+        (
+            vec![one, "postgres.more_urls=mysql://a/feed", "postgres.placement=3: 1"],
+            "server 1 is no Postgres URL",
+        ),
+    ] {
+        let told = refusal(set(&sets));
+        assert!(told.contains(why) && told.contains("postgres."), "{sets:?}: {told}");
+    }
+}
+
 fn with_secrets() -> (Config, Provenance) {
     let url = format!("postgres://feed:{PASSWORD}@db.internal:6432/feed?application_name=x");
     let sets = [
         format!("postgres.url={url}"),
+        format!("postgres.more_urls=postgres://feed:{PASSWORD}@more.internal/feed"),
+        "postgres.placement=1: 1".to_owned(),
         "registry.username=feed".to_owned(),
         format!("registry.password={PASSWORD}"),
         format!("kafka.properties.sasl.password={PASSWORD}"),
@@ -344,12 +375,15 @@ fn no_output_shows_a_secret() {
         format!("{config:?}"),
         format!("{provenance:?}"),
         config.postgres.url.to_string(),
+        config.postgres.more_urls.to_string(),
+        config.postgres.location(1),
         serde_json::to_string(&config).unwrap(),
     ];
     for output in outputs {
         assert!(!output.contains("hunter2"), "{output}");
     }
     assert!(yaml.contains("postgres://[redacted]@db.internal:6432/feed"), "{yaml}");
+    assert!(yaml.contains("postgres://[redacted]@more.internal:5432/feed"), "{yaml}");
     assert!(yaml.contains(r#""sasl.mechanism": "PLAIN""#), "{yaml}");
 }
 
@@ -361,6 +395,9 @@ fn no_refusal_shows_a_secret() {
         refusal(load(Some(&yaml), &[], &[])),
         refusal(load(Some(&digits), &[], &[])),
         refusal(set(&[&format!("postgres.url=postgres://u:{PASSWORD}@h:port/db")])),
+        refusal(set(&[&format!(
+            "postgres.more_urls=mysql://u:{PASSWORD}@h/db,postgres://u:{PASSWORD}@h:port/db"
+        )])),
         refusal(set(&[&format!("registry.url=http://u:{PASSWORD}@h/")])),
         refusal(set(&[&format!("s3.endpoint=http://u:{PASSWORD}@h/")])),
         refusal(set(&[&format!("postgres.url:postgres://u:{PASSWORD}@h/db")])),

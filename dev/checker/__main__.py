@@ -21,7 +21,10 @@ def parse_arguments(argv):
     parser.add_argument("--dlq-topic", help="default: the source topic with .dlq")
     parser.add_argument("--group", help="consumer group whose committed offsets are compared")
     parser.add_argument("--prefix", help="folder of the exports in the bucket (default: exports)")
-    parser.add_argument("--database-url", help="instead of DATABASE_URL")
+    parser.add_argument("--database-url", help="instead of DATABASE_URL and FEED_WORKER_POSTGRES__MORE_URLS")
+    parser.add_argument(
+        "--more-database-url", action="append", default=[], metavar="URL", help="another server, beside --database-url; may be repeated"
+    )
     parser.add_argument("--s3-folder", metavar="DIR", help="read the bucket as a folder instead of over the S3 API")
     parser.add_argument("--weights", help="as INTERACTION_WEIGHTS")
     parser.add_argument("--produced", metavar="FILE", help="NDJSON of what was produced")

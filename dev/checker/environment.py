@@ -17,7 +17,7 @@ DEFAULT_WEIGHTS = "complete:5,share:4,comment:4,like:3,follow:3,view:1,skip:-1"
 class Settings:
     """Picklable, so that each process opens connections of its own."""
 
-    database_url: str
+    database_urls: tuple  # the first has the topic's days
     bootstrap_servers: str
     registry_url: str
     topic: str
@@ -52,6 +52,16 @@ def read_env_file(path):
     return values
 
 
+def more_urls(found):
+    return [url for url in re.split(r"[\s,]+", found.get("FEED_WORKER_POSTGRES__MORE_URLS", "")) if url]
+
+
+def database_urls(arguments, found, need):
+    if arguments.database_url:
+        return (arguments.database_url, *arguments.more_database_url)
+    return (need("DATABASE_URL"), *more_urls(found), *arguments.more_database_url)
+
+
 def parse_weights(text):
     pairs = []
     for item in text.split(","):
@@ -78,7 +88,7 @@ def settings(arguments):
     prefix = arguments.prefix or found.get("FEED_WORKER_S3__PREFIX") or "exports"
     folder = arguments.s3_folder
     return Settings(
-        database_url=arguments.database_url or need("DATABASE_URL"),
+        database_urls=database_urls(arguments, found, need),
         bootstrap_servers=need("FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS"),
         registry_url=found.get("FEED_WORKER_REGISTRY__URL", ""),
         topic=topic,

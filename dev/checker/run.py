@@ -6,13 +6,14 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from . import days, dead_letters, files, table
+from . import days, dead_letters, files
 from . import row as rows
 from . import topic as topics
 from .bucket import open_bucket
 from .environment import CannotCheck
 from .partition import Task, check_partition
 from .report import Report
+from .servers import Servers
 
 
 def read_produced(path):
@@ -35,17 +36,14 @@ def check(settings, produced=None):
     """(report, summary); raises CannotCheck."""
     report = Report()
     bucket = open_bucket(settings)
-    connection = table.connect(settings)
-    ledgers = table.partition_ledger(connection, settings.topic)
-    topic_ledger = table.topic_ledger(connection, settings.topic)
-    export_files = table.export_files(connection, settings.topic)
-    gaps = table.ingest_gaps(connection, settings.topic)
+    servers = Servers(settings, report)
+    ledgers, export_files, gaps = servers.ledgers, servers.export_files, servers.gaps
     objects = bucket.list(settings.prefix + "/")
     by_partition = sort_objects(settings, objects, report)
-    tasks = make_tasks(settings, connection, report, ledgers, export_files, gaps, by_partition, produced)
-    connection.close()
+    tasks = make_tasks(settings, servers, report, by_partition, produced)
+    servers.close()
     first_days = run_tasks(tasks, report)
-    day_checks = days.DayChecks(settings, bucket, report, ledgers, topic_ledger, export_files, gaps)
+    day_checks = days.DayChecks(settings, bucket, report, ledgers, servers.topic_ledger, export_files, gaps)
     first_days.extend(entry.day for entry in export_files)
     closed = day_checks.run(objects, min(first_days, default=None))
     return report, summarise(report, export_files, closed)
@@ -66,15 +64,15 @@ def sort_objects(settings, objects, report):
     return found
 
 
-def make_tasks(settings, connection, report, ledgers, export_files, gaps, by_partition, produced):
+def make_tasks(settings, servers, report, by_partition, produced):
     dead = dead_letters.read(settings, report)
     numbers = topics.partitions(settings, settings.topic)
     kept = topics.watermarks(settings, settings.topic, numbers)
     committed = topics.committed(settings, settings.topic, numbers)
-    ledger_of = {ledger.partition: ledger._asdict() for ledger in ledgers}
+    ledger_of = {ledger.partition: ledger._asdict() for ledger in servers.ledgers}
     for ledger in ledger_of.values():
         ledger["closed_day_number"] = days.number(ledger["closed_day"])
-    elsewhere = ledger_of.keys() | dead.keys() | by_partition.keys() | set(table.partitions_with_rows(connection))
+    elsewhere = ledger_of.keys() | dead.keys() | by_partition.keys() | servers.with_rows
     for partition in sorted(elsewhere - set(numbers)):
         report.violation("orphan", f"{settings.topic}/{partition}: the topic has no such partition")
     return [
@@ -85,9 +83,9 @@ def make_tasks(settings, connection, report, ledgers, export_files, gaps, by_par
             end=kept[number][1],
             ledger=ledger_of.get(number),
             committed=committed.get(number),
-            files=[entry._asdict() for entry in export_files if entry.partition == number],
+            files=[entry._asdict() for entry in servers.export_files if entry.partition == number],
             objects=by_partition.get(number, {}),
-            gaps=[gap._asdict() for gap in gaps if gap.partition == number],
+            gaps=[gap._asdict() for gap in servers.gaps if gap.partition == number],
             produced=None if produced is None else produced.get(number, {}),
             dead=dead.get(number, {}),
         )

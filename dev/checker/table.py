@@ -11,9 +11,12 @@ from .environment import CannotCheck
 _SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 
 
-def connect(settings):
+ELSEWHERE = "elsewhere"  # a ledger row that only says on which server the partition is
+
+
+def connect(settings, server=0):
     try:
-        connection = psycopg.connect(settings.database_url, connect_timeout=10, row_factory=namedtuple_row)
+        connection = psycopg.connect(settings.database_urls[server], connect_timeout=10, row_factory=namedtuple_row)
     except psycopg.Error as error:
         raise CannotCheck(f"Postgres: {error}") from error
     connection.execute("SET TIME ZONE 'UTC'")

@@ -42,6 +42,8 @@ def _parser():
     shift.add_argument("--clock-offset-s", type=int, metavar="N", help="run everything N seconds ahead (or behind, if negative)")
     shift.add_argument("--clock-at", type=_clock_at, metavar="'YYYY-MM-DD HH:MM:SS'", help="the same, to a UTC time")
     up.add_argument("--jvm-as-shipped", action="store_true", default=None, help="brokers with Kafka's own JVM settings: slower to start, faster after")
+    up.add_argument("--postgres", type=int, choices=[1, 2, 3], metavar="N", help="Postgres servers, of which STACK_POSTGRES_MORE_URLS "
+                    "names those after the first (default 1)")
     up.add_argument("--postgres-fast", action="store_true", default=None, help="no fsync: what a crash of the machine would lose")
     up.add_argument("--kafka-security", action="store_true", default=None,
                     help="two more listeners of each broker: SASL_SSL (SCRAM-SHA-512, OAUTHBEARER) and SSL (certificates)")
@@ -51,10 +53,12 @@ def _parser():
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
 
     restart = command("restart-postgres", "stop Postgres and start it again on its data")
-    command("start-postgres", "start Postgres on its data")
+    start = command("start-postgres", "start Postgres on its data")
     stop = command("stop-postgres", "stop Postgres, keep its data")
     for one in (restart, stop):
         one.add_argument("--mode", choices=list(postgres.STOP_SIGNALS), default="fast", help="immediate is a crash")
+    for one in (restart, stop, start):
+        one.add_argument("--server", type=int, default=0, metavar="N", help="which, from 0 on (default 0)")
     for part in ("s3", "registry"):
         command(f"start-{part}", f"start the {part} server again, on its old port and data")
         command(f"stop-{part}", f"stop the {part} server, keep its data")
@@ -79,7 +83,9 @@ def _parts(settings):
     """Name, process, address of every part."""
     ports = settings.ports
     parts = [(f"kafka-{n}", kafka.process(settings, n), kafka.address_port(settings, n)) for n in settings.kafka_nodes()]
-    parts.append(("postgres", postgres.process(settings), ports["postgres"]))
+    for server in range(settings.postgres):
+        name = settings.postgres_name(server)
+        parts.append((name, postgres.process(settings, server), ports[name]))
     parts.append(("s3", s3.process(settings), ports["s3"]))
     parts.append(("registry", registry_process.process(settings), ports["registry"]))
     return parts
@@ -104,6 +110,7 @@ def _chosen(arguments):
         "s3": arguments.s3,
         "s3_folder": str(arguments.s3_dir.resolve()) if arguments.s3_dir else None,
         "clock_offset_s": offset_s,
+        "postgres": arguments.postgres,
         "postgres_fast": arguments.postgres_fast,
         "jvm_as_shipped": arguments.jvm_as_shipped,
         "kafka_security": arguments.kafka_security,
@@ -139,7 +146,8 @@ def _up(arguments):
     settings = _settings_for_up(arguments)
     fresh = not (settings.folder / "env").exists()
     steps = [lambda n=n: kafka.start(settings, n) for n in settings.kafka_nodes()]
-    steps += [lambda: postgres.start(settings), lambda: s3.start(settings), lambda: registry_process.start(settings)]
+    steps += [lambda n=n: postgres.start(settings, n) for n in range(settings.postgres)]
+    steps += [lambda: s3.start(settings), lambda: registry_process.start(settings)]
     try:
         with ThreadPoolExecutor(max_workers=len(steps)) as pool:
             for done in [pool.submit(step) for step in steps]:
@@ -159,7 +167,8 @@ def _down(settings):
         kafka.stop(settings, node, kill=True)
     s3.stop(settings, kill=True)
     registry_process.stop(settings)
-    postgres.stop(settings, "immediate")
+    for server in range(settings.postgres):
+        postgres.stop(settings, "immediate", server)
     postgres.remove_temporary_folder(settings)
     for name in ("kafka", "s3", "tls", "versitygw-metadata", "run"):
         shutil.rmtree(settings.folder / name, ignore_errors=True)
@@ -196,10 +205,12 @@ def _one_part(settings, arguments):
         else:
             kafka.stop(settings, arguments.node, arguments.kill)
     elif part == "postgres":
+        if arguments.server not in range(settings.postgres):
+            raise StackError(f"there is no Postgres server {arguments.server}: this stack has {settings.postgres}")
         if verb in ("stop", "restart"):
-            postgres.stop(settings, arguments.mode)
+            postgres.stop(settings, arguments.mode, arguments.server)
         if verb in ("start", "restart"):
-            postgres.start(settings)
+            postgres.start(settings, arguments.server)
     else:
         module = {"s3": s3, "registry": registry_process}[part]
         (module.start if verb == "start" else module.stop)(settings)

@@ -17,8 +17,8 @@ SYSTEM_USER = "postgres"
 STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
-def process(settings):
-    return Process(settings.folder, "postgres")
+def process(settings, server=0):
+    return Process(settings.folder, settings.postgres_name(server))
 
 
 def _program(name):
@@ -54,10 +54,14 @@ def _run(settings, *command):
     return done.stdout
 
 
-def _configuration(settings):
+def _port(settings, server):
+    return settings.ports[settings.postgres_name(server)]
+
+
+def _configuration(settings, server):
     values = {
         "listen_addresses": "'127.0.0.1'",
-        "port": settings.ports["postgres"],
+        "port": _port(settings, server),
         "unix_socket_directories": "''",
         "max_connections": 200,
         # Tests ask when a row was committed.
@@ -87,36 +91,36 @@ def remove_temporary_folder(settings):
         shutil.rmtree(settings.temporary, ignore_errors=True)
 
 
-def start(settings):
-    one = process(settings)
+def start(settings, server=0):
+    one = process(settings, server)
     if one.pid() is not None:
         return
-    data = settings.postgres_data()
+    data = settings.postgres_data(server)
     fresh = not (data / "PG_VERSION").exists()
     if fresh:
         # Without --no-sync initdb flushes some thousand small files that nobody would miss after a crash of the machine.
         _run(settings, _program("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
              "--locale=C.UTF-8", "--no-sync", "--no-instructions")
         with open(data / "postgresql.conf", "a", encoding="utf-8") as file:
-            file.write(_configuration(settings))
+            file.write(_configuration(settings, server))
     else:
         # After a kill -9 the old pid file may name a process that now is somebody else's.
         (data / "postmaster.pid").unlink(missing_ok=True)
     one.spawn([_program("postgres"), "-D", data], env=settings.clock_env(), user=_user(), cwd="/")
-    one.wait_until(lambda: _accepts(settings))
+    one.wait_until(lambda: _accepts(settings, server))
     if fresh:
-        _run(settings, _program("psql"), "-XqAt", "-h", "127.0.0.1", "-p", settings.ports["postgres"], "-U", "postgres",
+        _run(settings, _program("psql"), "-XqAt", "-h", "127.0.0.1", "-p", _port(settings, server), "-U", "postgres",
              "-c", f"CREATE DATABASE {DATABASE}", "postgres")
 
 
-def _accepts(settings):
+def _accepts(settings, server):
     """Real readiness: the port opens before crash recovery is over."""
     return subprocess.run(
-        [_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(settings.ports["postgres"]),
+        [_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(_port(settings, server)),
          "-U", "postgres", "-d", "postgres"],
         check=False,
     ).returncode == 0
 
 
-def stop(settings, mode="fast"):
-    return process(settings).stop(STOP_SIGNALS[mode])
+def stop(settings, mode="fast", server=0):
+    return process(settings, server).stop(STOP_SIGNALS[mode])

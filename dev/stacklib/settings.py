@@ -42,6 +42,7 @@ class Settings:
     s3: str = "builtin"
     s3_folder: str = ""
     clock_offset_s: int = 0
+    postgres: int = 1
     postgres_fast: bool = False
     jvm_as_shipped: bool = False
     kafka_security: bool = False
@@ -69,7 +70,7 @@ class Settings:
         temporary.rename(self.folder / "state.json")
 
     def choose_ports(self):
-        names = ["postgres", "s3", "registry"]
+        names = ["s3", "registry"] + [self.postgres_name(server) for server in range(self.postgres)]
         names += [f"controller-{node}" for node in self.controllers()]
         for node in self.nodes():
             names += [f"broker-{node}", f"proxied-{node}", f"proxy-{node}"]
@@ -90,8 +91,15 @@ class Settings:
     def s3_data(self):
         return Path(self.s3_folder) if self.s3_folder else self.folder / "s3"
 
-    def postgres_data(self):
-        return Path(self.temporary) / "postgres"
+    def postgres_name(self, server):
+        """The first one is called as when it is alone."""
+        return f"postgres-{server}" if server else "postgres"
+
+    def postgres_data(self, server=0):
+        return Path(self.temporary) / self.postgres_name(server)
+
+    def postgres_url(self, server=0):
+        return f"postgres://postgres@127.0.0.1:{self.ports[self.postgres_name(server)]}/{DATABASE}"
 
     def clock_library(self):
         return f"{self.temporary}/libclock_shift.so"
@@ -119,7 +127,7 @@ class Settings:
     def exports(self):
         """Everything in the env file: enough to run every command of the worker against this stack."""
         values = {
-            "DATABASE_URL": f"postgres://postgres@127.0.0.1:{self.ports['postgres']}/{DATABASE}",
+            "DATABASE_URL": self.postgres_url(),
             "FEED_WORKER_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers(),
             "FEED_WORKER_REGISTRY__URL": f"http://127.0.0.1:{self.ports['registry']}",
             "STACK_REGISTRY_FAULT_URL": f"http://127.0.0.1:{self.ports['registry']}/_fault",
@@ -138,6 +146,9 @@ class Settings:
             "STACK_POSTGRES_DATA": self.postgres_data(),
             "STACK_CLOCK_OFFSET_S": self.clock_offset_s,
         }
+        if self.postgres > 1:
+            # Which of them a worker is to use is for its configuration to say.
+            values["STACK_POSTGRES_MORE_URLS"] = " ".join(self.postgres_url(server) for server in range(1, self.postgres))
         if self.kafka_security:
             # The brokers' certificates are for this name, and for no address.
             for name in ("sasl-ssl", "ssl"):

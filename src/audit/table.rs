@@ -56,6 +56,8 @@ pub struct Snapshot {
     /// Partition numbers of rows and files that the ledger does not have.
     pub strays: Vec<i32>,
     pub today: i32,
+    /// A partition that is on another server, and where.
+    pub elsewhere: Option<String>,
     /// The first day that this ledger has anything to say of: a partition's, or a file's.
     pub first_day: Option<i32>,
     pub rows_filed: i64,
@@ -128,7 +130,13 @@ impl Table {
 
     /// The frontiers and what stands beside them, at one moment.
     pub async fn snapshot(&self) -> Result<Snapshot, Trouble> {
-        self.read(|pool| snapshot(pool, self.topic.clone())).await
+        let found = self.read(|pool| snapshot(pool, self.topic.clone())).await?;
+        match &found.elsewhere {
+            None => Ok(found),
+            Some(partition) => Err(Trouble::Refused(format!(
+                "partition {partition}, and the audit does not know several servers: nothing was compared"
+            ))),
+        }
     }
 
     /// The files of a partition that begin in `[from, upto)`, or of one day; at most a thousand, by offset.
@@ -264,6 +272,13 @@ async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> 
     .bind(&topic)
     .fetch_optional(&mut *tx)
     .await?;
+    let elsewhere: Option<String> = sqlx::query_scalar(
+        "SELECT partition::text || ' is on Postgres server ' || coalesce(stopped_detail, '?') FROM partition_ledger
+         WHERE topic = $1 AND stopped = 'elsewhere' ORDER BY partition LIMIT 1",
+    )
+    .bind(&topic)
+    .fetch_optional(&mut *tx)
+    .await?;
     let ledgers = sqlx::query(
         "SELECT l.partition, l.epoch, l.persist_frontier, l.export_frontier,
                 l.persist_day - date '1970-01-01' AS persist_day, l.closed_day - date '1970-01-01' AS closed_day,
@@ -336,6 +351,7 @@ async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> 
         partitions: ledgers.iter().map(ledger).collect(),
         gaps: gaps.into_iter().map(gap).collect(),
         strays,
+        elsewhere,
         today,
         first_day,
         rows_filed,

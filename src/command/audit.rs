@@ -54,6 +54,7 @@ impl Args {
 }
 
 pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {
+    super::refuse_several_servers(config, "audit")?;
     let started = Instant::now();
     let before = args.since.as_deref().map(read_before).transpose()?;
     let produced = args.produced.as_deref().map(read_produced).transpose()?;

@@ -43,6 +43,7 @@ fn day_of(text: &str) -> Result<i32, String> {
 }
 
 pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
+    super::refuse_several_servers(config, "exports")?;
     let store = S3::connect(&super::run::s3_settings(config)).await;
     let outside = Outside {
         store: Arc::new(store.map_err(|error| anyhow::anyhow!("object store client: {error}"))?),
@@ -50,12 +51,13 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
         prefix: config.s3.prefix.clone(),
         row_group_rows: config.export.row_group_rows,
     };
-    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
+    let options = postgres::connect_options(config, 0).map_err(anyhow::Error::from)?;
     let options = options.application_name(postgres::COMMAND).options([("statement_timeout", "600000")]);
     let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);
     let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(timeout).connect_lazy_with(options);
     let connection = pool.acquire().await.map_err(|error| away(&error))?;
     let mut connection = connection.detach();
+    super::refuse_elsewhere(&mut connection, &outside.topic, "exports").await?;
     if let Command::Verify { day: Some(day), .. } | Command::Rebuild { day, .. } = command {
         refuse_before_the_beginning(&outside.topic, &mut connection, day).await?;
     }

@@ -20,6 +20,7 @@ use crate::kafka::broker::Brokers;
 use crate::kafka::probe::Found;
 use crate::lag::{LagStatus, Observation, Window};
 use crate::outside::Broker;
+use crate::postgres::places;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -77,13 +78,14 @@ impl Line {
 }
 
 pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {
-    let pool = super::ledger::pool(config)?;
+    let servers = 0..config.postgres.urls().count();
+    let pools = servers.map(|server| super::ledger::pool(config, server)).collect::<Result<Vec<_>, _>>()?;
     let brokers = Brokers::new(config);
     let mut windows: BTreeMap<i32, Window> = BTreeMap::new();
     let mut last: Option<Vec<Line>> = None;
     loop {
         let looked = tokio::select! {
-            looked = look(config, &pool, &brokers) => looked,
+            looked = look(config, &pools, &brokers) => looked,
             _ = tokio::signal::ctrl_c() => return ended(&args, last.as_deref()),
         };
         match looked {
@@ -132,7 +134,7 @@ fn status(line: &Line, now_ms: i64, window: &mut Window) -> LagStatus {
 }
 
 /// Ledger first, ends after it.
-async fn look(config: &Config, pool: &PgPool, brokers: &Brokers) -> Result<(i64, Vec<Line>), Failure> {
+async fn look(config: &Config, pools: &[PgPool], brokers: &Brokers) -> Result<(i64, Vec<Line>), Failure> {
     let asking =
         || format!("asking the brokers ({}) about {}", config.kafka.bootstrap_servers, config.kafka.topic);
     let partitions = brokers.partitions().await.with_context(asking)?;
@@ -142,7 +144,7 @@ async fn look(config: &Config, pool: &PgPool, brokers: &Brokers) -> Result<(i64,
     }
     let mut attempts = 1;
     let (now_ms, ledger, mut lines) = loop {
-        let (now_ms, ledger) = ledger(config, pool).await.context("reading the ledger (DATABASE_URL)")?;
+        let (now_ms, ledger) = ledgers(config, pools).await.context("reading the ledger (DATABASE_URL)")?;
         let bounds = brokers.bounds(&partitions).await.with_context(asking)?;
         let lines: Vec<Line> = bounds.into_iter().map(|bounds| line(&ledger, bounds)).collect();
         // Retention may have passed the frontier that was read only after a worker had moved it on.
@@ -166,7 +168,7 @@ async fn look(config: &Config, pool: &PgPool, brokers: &Brokers) -> Result<(i64,
         let told = format!("the brokers do not show what stands at {topic}/{partition}@{offset}: try again");
         return Err(Failure::Deadline(told));
     }
-    let oldest = try_join_all(lines.iter().map(|line| oldest_row_ms(pool, line, &ledger)))
+    let oldest = try_join_all(lines.iter().map(|line| oldest_row_ms(pools, line, &ledger)))
         .await
         .context("reading the table (DATABASE_URL)")?;
     let age_s = |at_ms: i64| (now_ms - at_ms).max(0) as f64 / 1000.0;
@@ -204,6 +206,8 @@ struct Standing {
     owner: Option<String>,
     stopped: Option<String>,
     untouched_ms: i64,
+    /// The number of the server that has it.
+    server: usize,
 }
 
 impl Standing {
@@ -224,6 +228,22 @@ impl Standing {
             untouched_ms: self.untouched_ms,
         }
     }
+}
+
+/// What all servers have, and the first one's clock.
+async fn ledgers(config: &Config, pools: &[PgPool]) -> Result<(i64, BTreeMap<i32, Standing>), sqlx::Error> {
+    let (mut all, mut clock) = (BTreeMap::new(), None);
+    for (server, pool) in pools.iter().enumerate() {
+        let (now_ms, mut found) = ledger(config, pool).await?;
+        if pools.len() > 1 {
+            // Only says that the partition has its row on another server.
+            found.retain(|_, row| row.stopped.as_deref().is_none_or(|why| places::place_of(why).is_none()));
+        }
+        found.values_mut().for_each(|row| row.server = server);
+        all.extend(found);
+        clock.get_or_insert(now_ms);
+    }
+    Ok((clock.unwrap_or_default(), all))
 }
 
 async fn ledger(config: &Config, pool: &PgPool) -> Result<(i64, BTreeMap<i32, Standing>), sqlx::Error> {
@@ -247,6 +267,7 @@ async fn ledger(config: &Config, pool: &PgPool) -> Result<(i64, BTreeMap<i32, St
             owner: row.get("owner"),
             stopped: row.get("stopped"),
             untouched_ms: row.get("untouched_ms"),
+            server: 0,
         };
         (row.get("partition"), standing)
     };
@@ -255,7 +276,7 @@ async fn ledger(config: &Config, pool: &PgPool) -> Result<(i64, BTreeMap<i32, St
 
 /// When the oldest row that is in no file was recorded; none: there is no such row.
 async fn oldest_row_ms(
-    pool: &PgPool,
+    pools: &[PgPool],
     line: &Line,
     ledger: &BTreeMap<i32, Standing>,
 ) -> Result<Option<i64>, sqlx::Error> {
@@ -263,7 +284,9 @@ async fn oldest_row_ms(
         return Ok(None);
     }
     // The day bounds the table's partitions that Postgres has to look into.
-    let closed_day = ledger.get(&line.partition).and_then(|row| row.closed_day).unwrap_or(0);
+    let row = ledger.get(&line.partition);
+    let closed_day = row.and_then(|row| row.closed_day).unwrap_or(0);
+    let Some(pool) = pools.get(row.map_or(0, |row| row.server)) else { return Ok(None) };
     sqlx::query_scalar(
         "SELECT (extract(epoch FROM recorded_at) * 1000)::bigint FROM user_interactions
          WHERE kafka_partition = $1 AND kafka_offset >= $2

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgPoolOptions, PgRow};
 use sqlx::{PgPool, Postgres, Row, Transaction};
 
 use super::Failure;
 use crate::config::Config;
-use crate::postgres;
+use crate::postgres::{self, places};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -46,19 +46,23 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
         Command::Show { json } => show(config, json).await,
         Command::AcceptGap { partition, to, reason } => accept_gap(config, partition, to, &reason).await,
         Command::Reconcile { reason, dry_run } => {
+            super::refuse_several_servers(config, "ledger reconcile")?;
             super::reconcile::run(config, &reason.unwrap_or_default(), dry_run).await
         }
     }
 }
 
-pub(super) async fn connect(config: &Config) -> Result<Transaction<'static, Postgres>, Failure> {
-    let begin = pool(config)?.begin().await.context("connecting to postgres (DATABASE_URL)");
-    Ok(begin?)
+pub(super) async fn connect(
+    config: &Config,
+    server: usize,
+) -> Result<Transaction<'static, Postgres>, Failure> {
+    let begin = pool(config, server)?.begin().await;
+    Ok(begin.with_context(|| format!("connecting to postgres ({})", config.postgres.called(server)))?)
 }
 
 /// Connects to nothing yet.
-pub(super) fn pool(config: &Config) -> Result<PgPool, Failure> {
-    let options = postgres::connect_options(config).map_err(anyhow::Error::from)?;
+pub(super) fn pool(config: &Config, server: usize) -> Result<PgPool, Failure> {
+    let options = postgres::connect_options(config, server).map_err(anyhow::Error::from)?;
     let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);
     let pool = PgPoolOptions::new().acquire_timeout(timeout);
     Ok(pool.connect_lazy_with(options.application_name(postgres::COMMAND)))
@@ -82,20 +86,44 @@ pub(super) async fn log_action(
 }
 
 async fn show(config: &Config, json: bool) -> Result<(), Failure> {
-    let mut tx = connect(config).await?;
+    let mut rows = Vec::new();
+    for server in 0..config.postgres.urls().count() {
+        rows.extend(shown(config, server).await?);
+    }
+    rows.sort_by_key(|row| row.get::<i32, _>("partition"));
+    tell(config, json, rows)
+}
+
+/// The partitions that a server has, but not those of which it only says that they are elsewhere: the other one's row
+/// is the partition's. Finished days stand at the first server.
+async fn shown(config: &Config, server: usize) -> Result<Vec<PgRow>, Failure> {
+    let success: Option<String> =
+        sqlx::query_scalar("SELECT success_day::text FROM topic_ledger WHERE topic = $1")
+            .bind(&config.kafka.topic)
+            .fetch_optional(&mut *connect(config, 0).await?)
+            .await
+            .context("reading the ledger")?;
+    let mut tx = connect(config, server).await?;
     let rows = sqlx::query(
         "SELECT l.partition, l.epoch, l.owner, l.persist_frontier, l.persist_day::text AS persist_day,
                 l.export_frontier, l.closed_day::text AS closed_day, l.rejects_total,
-                t.success_day::text AS success_day, coalesce(l.stopped, '') AS stopped,
+                coalesce($2, '') AS success_day, coalesce(l.stopped, '') AS stopped,
                 coalesce(l.stopped_detail, '') AS stopped_detail,
                 to_char(l.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS updated_at
-         FROM partition_ledger l JOIN topic_ledger t USING (topic)
-         WHERE l.topic = $1 ORDER BY l.partition",
+         FROM partition_ledger l
+         WHERE l.topic = $1 AND NOT ($3 AND stopped IS NOT DISTINCT FROM $4)",
     )
     .bind(&config.kafka.topic)
+    .bind(success)
+    .bind(config.postgres.is_spread())
+    .bind(places::ELSEWHERE)
     .fetch_all(&mut *tx)
     .await
     .context("reading the ledger")?;
+    Ok(rows)
+}
+
+fn tell(config: &Config, json: bool, rows: Vec<PgRow>) -> Result<(), Failure> {
     if !json {
         println!(
             "{:>9} {:>14} {:>14} {:>11} {:>11} {:>9} {:<20} {:<20} state",
@@ -140,7 +168,7 @@ async fn show(config: &Config, json: bool) -> Result<(), Failure> {
 
 /// Moves a stopped partition's frontier to `to`, and writes the range that was never read down.
 async fn accept_gap(config: &Config, partition: i32, to: i64, reason: &str) -> Result<(), Failure> {
-    let mut tx = connect(config).await?;
+    let mut tx = connect(config, config.postgres.placed().server_of(partition)).await?;
     let topic = &config.kafka.topic;
     let row = sqlx::query(
         "SELECT persist_frontier, stopped FROM partition_ledger

@@ -8,12 +8,14 @@ use super::Failure;
 use crate::config::Config;
 use crate::postgres::{self, MIGRATIONS};
 
-/// A connection without time-outs: a migration may take longer than a worker's statement.
-pub(super) async fn connect(config: &Config) -> anyhow::Result<PgConnection> {
-    let options = postgres::connect_options(config)?
+/// A connection to a server without time-outs: a migration may take longer than a worker's statement.
+pub(super) async fn connect(config: &Config, server: usize) -> anyhow::Result<PgConnection> {
+    let options = postgres::connect_options(config, server)?
         .application_name(postgres::COMMAND)
         .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
-    PgConnection::connect_with(&options).await.context("connecting to postgres (DATABASE_URL) to migrate")
+    let connected = PgConnection::connect_with(&options).await;
+    connected
+        .with_context(|| format!("connecting to postgres ({}) to migrate", config.postgres.called(server)))
 }
 
 #[derive(Debug, clap::Args)]
@@ -26,40 +28,44 @@ pub struct Args {
 /// What a role needs of the tables is known only when they are there: so it is granted after each migration.
 const GRANTS: &str = include_str!("../../docs/policies/postgres-grants.sql");
 
-/// Migrates, and grants if that was asked for. Both may be done again at any time.
+/// Migrates every server, and grants if that was asked for. Both may be done again at any time.
 pub async fn run_with(args: &Args, config: &Config) -> Result<(), Failure> {
     run(config).await?;
-    if args.grants {
-        let mut connection = connect(config).await?;
+    for server in (0..config.postgres.urls().count()).filter(|_| args.grants) {
+        let mut connection = connect(config, server).await?;
         let granted = sqlx::raw_sql(GRANTS).execute(&mut connection).await;
         granted.map_err(|error| {
             failure(error, "granting rights to the roles of docs/policies/postgres-roles.sql")
         })?;
-        tracing::info!("the roles have their rights");
+        tracing::info!(server, "the roles have their rights");
     }
     Ok(())
 }
 
-/// Applies what is missing. Safe to run twice at once: an advisory lock orders the runs.
+/// Applies what is missing, on every server. Safe to run twice at once: an advisory lock orders the runs.
 pub async fn run(config: &Config) -> Result<(), Failure> {
-    let mut connection = connect(config).await?;
+    for server in 0..config.postgres.urls().count() {
+        migrate(config, server).await?;
+    }
+    Ok(())
+}
+
+async fn migrate(config: &Config, server: usize) -> Result<(), Failure> {
+    let mut connection = connect(config, server).await?;
     MIGRATIONS.run(&mut connection).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
             failure(error, "migrating the tables")
         }
         error => Failure::Ledger(format!("migrating the tables: {error}")),
     })?;
-    tracing::info!(version = newest(), "the tables are of this program's version");
+    tracing::info!(server, version = newest(), "the tables are of this program's version");
     Ok(())
 }
 
 /// Refuses tables of another version: an older one lacks what this program writes.
 pub async fn check(pool: &PgPool) -> Result<(), Failure> {
-    let version: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-        .fetch_one(pool)
-        .await
-        .map_err(|error| failure(error, "reading the version of the tables"))?;
-    let version = version.unwrap_or(0);
+    let version =
+        postgres::version(pool).await.map_err(|error| failure(error, "reading the version of the tables"))?;
     // Newer tables are fine: migrations only add, so that an upgrade can be rolled back.
     if version < newest() {
         return Err(Failure::Ledger(format!(
@@ -88,5 +94,5 @@ impl Failure {
 }
 
 fn newest() -> i64 {
-    MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0)
+    postgres::newest_version()
 }

@@ -17,10 +17,12 @@ pub mod topics;
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Address, Config, ConfigError, Provenance};
 use crate::event::InteractionTypes;
+use crate::postgres::places;
 use crate::registry::RegistryAuth;
 use crate::telemetry;
 
@@ -201,6 +203,32 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     // A blocking call into a client must not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+/// Some commands know only one server: what they would say or do with several would be wrong.
+fn refuse_several_servers(config: &Config, command: &str) -> Result<(), Failure> {
+    if config.postgres.is_spread() {
+        return Err(Failure::Ledger(format!(
+            "`{command}` does not know several Postgres servers (postgres.more_urls): nothing was done. See docs/deploy.md"
+        )));
+    }
+    Ok(())
+}
+
+/// The same, where the ledger knows of servers that the configuration does not name.
+async fn refuse_elsewhere(
+    executor: impl sqlx::PgExecutor<'_>,
+    topic: &str,
+    command: &str,
+) -> Result<(), Failure> {
+    let found = places::one_elsewhere(executor, topic).await;
+    match found.context("reading the ledger (DATABASE_URL)")? {
+        None => Ok(()),
+        Some((partition, place)) => Err(Failure::Ledger(format!(
+            "partition {partition} of {topic} is on Postgres server {place}, and `{command}` does not know several servers: \
+             nothing was done. See docs/deploy.md"
+        ))),
+    }
 }
 
 async fn dispatch(command: Command, config: Config, provenance: &Provenance) -> Result<(), Failure> {

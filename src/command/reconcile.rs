@@ -45,6 +45,7 @@ pub async fn run(config: &Config, reason: &str, dry_run: bool) -> Result<(), Fai
     let bucket = Bucket::connect(config).await?;
     let mut tx = reconcile::begin(config).await.context("connecting to postgres (DATABASE_URL)")?;
     let (stand, partitions) = lock(&mut tx, topic).await?;
+    super::refuse_elsewhere(&mut *tx, topic, "ledger reconcile").await?;
     refuse_if_alive(&mut tx, config).await?;
 
     let closed = partitions.iter().map(|p| p.closed_day).min().unwrap_or(stand.closed_day);

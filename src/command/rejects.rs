@@ -16,7 +16,18 @@ pub enum Command {
 
 pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
     let Command::Accept { reason } = command;
-    let mut tx = connect(config).await?;
+    let mut accepted = 0;
+    // One server after the other: whoever runs this again accepts what is left.
+    for server in 0..config.postgres.urls().count() {
+        accepted += accept(config, server, &reason).await?;
+    }
+    println!("rejects of {accepted} partitions of {} are accepted; workers run again", config.kafka.topic);
+    Ok(())
+}
+
+/// Starts the counts of a server's partitions over; how many had any.
+async fn accept(config: &Config, server: usize, reason: &str) -> Result<usize, Failure> {
+    let mut tx = connect(config, server).await?;
     let topic = &config.kafka.topic;
     let before: Vec<(i32, i64, i32, i32)> = sqlx::query_as(
         "SELECT partition, reject_run, window_rejects, previous_rejects FROM partition_ledger
@@ -38,8 +49,7 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
     let counts = |(partition, run, running, full): &(i32, i64, i32, i32)| serde_json::json!({ "partition": partition, "run": run, "window": running + full });
     let detail =
         serde_json::json!({ "topic": topic, "accepted": before.iter().map(counts).collect::<Vec<_>>() });
-    log_action(&mut tx, "rejects accept", &reason, detail).await?;
+    log_action(&mut tx, "rejects accept", reason, detail).await?;
     tx.commit().await.map_err(anyhow::Error::from)?;
-    println!("rejects of {} partitions of {topic} are accepted; workers run again", before.len());
-    Ok(())
+    Ok(before.len())
 }

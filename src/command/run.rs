@@ -16,7 +16,7 @@ use crate::kafka::source::Source;
 use crate::outside::{Broker, Database, Outside, wall_clock};
 use crate::pipeline::{Ended, Pipeline};
 use crate::postgres::ledger::{self, Identity, LedgerError};
-use crate::postgres::{self, Postgres};
+use crate::postgres::{self, Postgres, Spread};
 use crate::registry::Registry;
 use crate::retry::Backoff;
 use crate::row;
@@ -73,7 +73,8 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
 
 /// Everything that must be true before the group is joined. What is away is waited for.
 async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
-    let database = Postgres::new(config).map_err(anyhow::Error::from)?;
+    let servers = (0..config.postgres.urls().count()).map(|server| Postgres::on(config, server));
+    let mut servers = servers.collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::from)?;
     let store: Arc<dyn ObjectStore> = Arc::new(
         S3::connect(&s3_settings(config)).await.map_err(|e| anyhow::anyhow!("object store client: {e}"))?,
     );
@@ -84,11 +85,28 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
         group_id: config.kafka.group_id.clone(),
         owner: format!("{}/{}", config.kafka.client_id, std::process::id()),
     };
-    check_ledger(&database.pool, &who).await?;
+    for (number, server) in servers.iter().enumerate() {
+        // A worker can do nothing without the first server. Another one that is away holds up its own partitions only,
+        // and is looked at when they are taken over.
+        if number > 0 && !answers(server, config.postgres.connect_timeout_ms).await {
+            tracing::warn!(
+                server = number,
+                server.location,
+                "postgres does not answer: going on without its partitions"
+            );
+            continue;
+        }
+        check_ledger(&server.pool, &who).await?;
+    }
+    check_places(&servers, config).await?;
     let broker = Brokers::new(config);
-    tell_what_was_found(&database, &broker, &who).await;
+    let database: Arc<dyn Database> = match servers.len() {
+        1 => Arc::new(servers.remove(0)),
+        _ => Arc::new(Spread::new(config, servers)),
+    };
+    tell_what_was_found(database.as_ref(), &broker, &who).await;
     Ok(Outside {
-        database: Arc::new(database),
+        database,
         broker: Arc::new(broker),
         store,
         dead_letters: Arc::new(
@@ -102,9 +120,10 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
 }
 
 /// The world as it is before anything is done to it. What does not answer now is left out: it will be asked again.
-async fn tell_what_was_found(database: &Postgres, broker: &Brokers, who: &Identity) {
-    let partitions = broker.partitions().await.ok().map(|found| found.len());
-    let ledger = database.peek().await.unwrap_or_default();
+async fn tell_what_was_found(database: &dyn Database, broker: &Brokers, who: &Identity) {
+    let there = broker.partitions().await.ok();
+    let partitions = there.as_ref().map(Vec::len);
+    let ledger = database.peek(&there.unwrap_or_default()).await.unwrap_or_default();
     let days = database.topic_days().await.ok().flatten();
     let closed_day = days.map(|(closed, _)| row::day_text(closed));
     tracing::info!(
@@ -123,7 +142,7 @@ async fn migrate_when_there(config: &Config) -> Result<(), Failure> {
     loop {
         let done = async {
             // Also a password that is not accepted yet is waited for.
-            while let Err(error) = migrate::connect(config).await {
+            while let Err(error) = migrate::connect(config, 0).await {
                 metrics::retried("postgres");
                 tracing::warn!(error = format!("{error:#}"), "postgres does not answer: waiting for it");
                 backoff.wait().await;
@@ -213,7 +232,9 @@ async fn check_ledger(pool: &sqlx::PgPool, who: &Identity) -> Result<(), Failure
         .await;
         match checked {
             Ok(()) => break,
-            Err(error @ (LedgerError::Foreign { .. } | LedgerError::Flood { .. })) => {
+            Err(
+                error @ (LedgerError::Foreign { .. } | LedgerError::Flood { .. } | LedgerError::Refused(_)),
+            ) => {
                 return Err(Failure::Ledger(error.to_string()));
             }
             Err(LedgerError::World(why)) => tracing::warn!(why, "the ledger is not checked yet"),
@@ -238,6 +259,28 @@ async fn check_ledger(pool: &sqlx::PgPool, who: &Identity) -> Result<(), Failure
             }
             ended => return ended,
         }
+    }
+}
+
+/// Whether a server says anything at all: an error of its own is an answer.
+async fn answers(server: &Postgres, timeout_ms: u64) -> bool {
+    let asked = tokio::time::timeout(Duration::from_millis(timeout_ms), server.topic_known()).await;
+    matches!(asked, Ok(Ok(_))) || matches!(asked, Ok(Err(error)) if !postgres::is_passing(&error))
+}
+
+/// Partitions are where the ledgers have them.
+async fn check_places(servers: &[Postgres], config: &Config) -> Result<(), Failure> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        match postgres::places::check(servers, &config.postgres.placed(), &config.kafka.topic).await {
+            Ok(()) => return Ok(()),
+            Err(LedgerError::Sql(error)) => {
+                metrics::retried("postgres");
+                tracing::warn!(%error, "whose partitions the servers have is not known yet");
+            }
+            Err(error) => return Err(Failure::Ledger(error.to_string())),
+        }
+        backoff.wait().await;
     }
 }
 

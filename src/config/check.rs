@@ -1,6 +1,7 @@
 //! What no single key can know. Every check names the keys, where their values came from, and what to do.
 
 mod security;
+mod servers;
 
 use std::str::FromStr;
 
@@ -90,6 +91,7 @@ pub fn check(config: &Config, provenance: &Provenance) -> Result<(), ConfigError
     names(config, &mut checks);
     kafka(config, &mut checks);
     security::check(config, &mut checks);
+    servers::check(config, &mut checks);
     addresses(config, &mut checks);
     deadlines(config, &mut checks);
     sizes(config, &mut checks);
@@ -293,7 +295,8 @@ fn sizes(config: &Config, checks: &mut Checks<'_>) {
     checks.that((1..=16).contains(&postgres.lanes), &["postgres.lanes"], "must be from 1 to 16");
 
     // One batch is being filled while each lane may write another.
-    let batches = (batch.bytes_max as u64).saturating_mul(postgres.lanes as u64 + 1);
+    let lanes = postgres.lanes.saturating_mul(postgres.urls().count().max(1));
+    let batches = (batch.bytes_max as u64).saturating_mul(lanes as u64 + 1);
     let queue = kafka.queued_kbytes_max.saturating_mul(1024);
     let needed = queue.saturating_add(batches).saturating_add(roll.bytes_max);
     if export.memory_bytes_max < needed {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::keys::{Config, SECTIONS};
-use super::{Provenance, properties};
+use super::{Provenance, Secret, properties};
 
 /// How the configuration is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -18,8 +18,14 @@ pub enum Format {
 }
 
 /// Keys whose values are secrets. By environment each may be given by a file instead: `…_FILE`.
-pub(super) const SECRETS: [&str; 5] =
-    ["postgres.url", "registry.password", "registry.token", "kafka.password", "kafka.private_key_password"];
+pub(super) const SECRETS: [&str; 6] = [
+    "postgres.url",
+    "postgres.more_urls",
+    "registry.password",
+    "registry.token",
+    "kafka.password",
+    "kafka.private_key_password",
+];
 
 /// Whether the value of a key must never be shown.
 pub(super) fn is_secret(key: &str) -> bool {
@@ -46,6 +52,11 @@ impl Config {
         let mut values = serde_json::to_value(self).unwrap_or_default();
         if !self.postgres.url.is_empty() {
             values["postgres"]["url"] = Value::from(self.postgres.url.postgres_location());
+        }
+        if !self.postgres.more_urls.is_empty() {
+            let urls = self.postgres.urls().skip(1);
+            let shown: Vec<String> = urls.map(|url| Secret::new(url).postgres_location()).collect();
+            values["postgres"]["more_urls"] = Value::from(shown.join(" "));
         }
         values
     }

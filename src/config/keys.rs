@@ -135,7 +135,13 @@ sections! {
     postgres: Postgres {
         /// `postgres://user:password@host:port/database`. Required. `DATABASE_URL` is another name for it.
         url: Secret = Secret::default();
-        /// Connections that write, 1 to 16; a partition always uses the same one. Larger: more load on
+        /// More servers, as URLs with white space or commas between them: the first of them is server 1. Append only: the
+        /// ledger knows servers by their numbers. `postgres.url` is server 0, which also knows the topic's days.
+        more_urls: Secret = Secret::default();
+        /// Which partitions are on another server than 0: `12-23: 1, 30: 2`. A partition stays where it was first
+        /// consumed: a worker that is configured otherwise refuses to run.
+        placement: String = String::new();
+        /// Connections that write to each server, 1 to 16; a partition always uses the same one. Larger: more load on
         /// Postgres, smaller batches. Smaller: one slow transaction holds up more partitions.
         lanes: usize = 2;
         /// Limit that Postgres itself sets on a statement and on an idle transaction. Larger: a stopped owner

@@ -147,7 +147,11 @@ impl Uploader {
         next_offset: i64,
         epoch: i64,
     ) -> Result<(), Trouble> {
-        let ledger = self.database.peek().await.map_err(|e| Trouble::World("postgres", e.to_string()))?;
+        let ledger = self
+            .database
+            .peek(&[file.identity.partition])
+            .await
+            .map_err(|e| Trouble::World("postgres", e.to_string()))?;
         let Some(row) = ledger.get(&file.identity.partition) else {
             return Err(Trouble::End(Uploaded::Fenced));
         };

@@ -1,6 +1,6 @@
 //! Catching up: rows that an export lacks, read back from the table a chunk at a time.
 //!
-//! 1. One chunk at a time is on its way; partitions take turns.
+//! 1. One chunk at a time is on its way from each server; its partitions take turns.
 //! 2. A chunk is bounded in rows and in bytes, and is read only while memory has room for it: what was read is
 //!    not dropped for want of room, only to be read again.
 
@@ -22,16 +22,40 @@ const CHUNK_SHARE: usize = 8;
 /// which costs a connection; fewer is a short statement for nothing.
 const FIRST_CHUNK_ROWS: u64 = 1_000;
 
+/// Where reading back from one server stands.
+#[derive(Clone, Copy)]
+pub(super) struct Reading {
+    /// The partition whose chunk is on its way.
+    of: Option<i32>,
+    /// Whose turn was last.
+    after: i32,
+    at: Instant,
+}
+
+impl Reading {
+    pub(super) fn new(now: Instant) -> Self {
+        Reading { of: None, after: -1, at: now }
+    }
+}
+
 impl Pipeline {
-    /// Starts reading one chunk back, if an export is behind and nothing speaks against it now.
+    /// Starts reading one chunk back from each server, if an export is behind and nothing speaks against it now.
     pub(super) fn start_read(&mut self) {
-        if self.reading_waits() {
+        for server in 0..self.reading.len() {
+            self.start_read_from(server);
+        }
+    }
+
+    fn start_read_from(&mut self, server: usize) {
+        if self.reading_waits(server) {
             return;
         }
         let (rows_max, bytes_max) = (self.chunk_rows(), 2 * self.chunk_bytes());
         let crowded = self.memory_bytes() > self.memory_budget() / 2;
-        let after = self.read_after;
-        let ids: Vec<i32> = self.partitions.keys().copied().collect();
+        let after = self.reading[server].after;
+        let placement = &self.placement;
+        let ids: Vec<i32> =
+            self.partitions.keys().copied().filter(|id| placement.server_of(*id) == server).collect();
         let turns = ids.iter().filter(|id| **id > after).chain(ids.iter().filter(|id| **id <= after));
         for id in turns {
             let Some(partition) = self.partitions.get_mut(id) else { continue };
@@ -51,9 +75,7 @@ impl Pipeline {
                 rows_max,
                 bytes_max,
             };
-            self.reading = Some(*id);
-            self.read_after = *id;
-            self.read_at = Instant::now();
+            self.reading[server] = Reading { of: Some(*id), after: *id, at: Instant::now() };
             let database = self.outside.database.clone();
             self.tasks.start(async move {
                 let started = Instant::now();
@@ -65,17 +87,21 @@ impl Pipeline {
         }
     }
 
-    fn reading_waits(&self) -> bool {
+    fn reading_waits(&self, server: usize) -> bool {
         let settled = Duration::from_millis(self.config.export.settle_ms);
-        let busy = !self.backlog.is_empty() && self.lanes.iter().all(|lane| lane.busy.is_some());
-        let yields = busy && self.read_at.elapsed() < READ_YIELD;
+        let lanes =
+            self.lanes.iter().skip(server * self.config.postgres.lanes).take(self.config.postgres.lanes);
+        let busy = !self.backlog.is_empty() && lanes.into_iter().all(|lane| lane.busy.is_some());
+        let reading = &self.reading[server];
+        let yields = busy && reading.at.elapsed() < READ_YIELD;
+        let chunks = 1 + self.reading.iter().filter(|reading| reading.of.is_some()).count();
         let uploading = self.partitions.values().any(|p| p.exporter.is_uploading());
-        self.reading.is_some()
+        reading.of.is_some()
             || self.settled_at.elapsed() < settled
             || (self.store_away_since.is_some() && uploading)
             || self.shutdown.is_some()
             || yields
-            || self.memory_bytes() + self.chunk_bytes() > self.memory_budget()
+            || self.memory_bytes() + chunks * self.chunk_bytes() > self.memory_budget()
     }
 
     /// What a chunk is meant to take.
@@ -93,7 +119,7 @@ impl Pipeline {
     }
 
     pub(super) fn on_read(&mut self, id: i32, epoch: i64, result: Result<Reread, String>) {
-        self.reading = None;
+        self.reading[self.placement.server_of(id)].of = None;
         if let Ok(Reread::Rows { tuples, rows: rows @ 1.., .. }) = &result {
             self.read_row_bytes = tuples.len() / *rows as usize;
         }

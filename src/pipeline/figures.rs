@@ -119,17 +119,17 @@ impl Pipeline {
                 state: state.to_owned(),
             });
         }
-        for (id, Stopped { why, .. }) in &self.stopped {
+        for (id, Stopped { why, away, .. }) in &self.stopped {
             snapshot.push(health::PartitionStatus {
                 partition: *id,
                 persist_frontier: -1,
                 export_frontier: -1,
-                state: format!("stopped: {why}"),
+                state: if *away { format!("waits: {why}") } else { format!("stopped: {why}") },
             });
         }
         metrics::build_info(env!("CARGO_PKG_VERSION"), 1);
         metrics::export_state(behind, halted, self.memory_bytes() as u64, self.memory_budget() as u64);
-        metrics::partitions_stopped(self.stopped.len() as u64);
+        metrics::partitions_stopped(self.stopped.values().filter(|stopped| !stopped.away).count() as u64);
         metrics::owned_partitions(self.partitions.len() as u64);
         self.report_day();
         self.measure_lag();
@@ -249,7 +249,7 @@ impl Asked {
         if ids.is_empty() {
             return Vec::new();
         }
-        let ledger = self.database.peek().await.unwrap_or_default();
+        let ledger = self.database.peek(ids).await.unwrap_or_default();
         ids.iter()
             .filter_map(|id| ledger.get(id))
             .map(|row| Seen {

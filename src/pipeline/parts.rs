@@ -115,6 +115,16 @@ pub(super) struct Stopped {
     pub(super) why: String,
     /// Whether the ledger says so too: only then its silence means that an operator decided.
     pub(super) written: bool,
+    /// It only waits for its server, which was away when the group gave it to this worker.
+    pub(super) away: bool,
+    /// The group's offset when the partition was given; a partition without a ledger row begins there.
+    pub(super) committed: Option<i64>,
+}
+
+impl Stopped {
+    pub(super) fn new(why: String, written: bool) -> Self {
+        Stopped { why, written, away: false, committed: None }
+    }
 }
 
 /// Who waits for an assignment.

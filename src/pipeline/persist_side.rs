@@ -62,14 +62,17 @@ impl Pipeline {
         let assigned = match result {
             Ok(assigned) => assigned,
             Err(error @ LedgerError::Flood { .. }) => return Err(Ended::Flood(error.to_string())),
-            Err(error @ LedgerError::Foreign { .. }) => return Err(Ended::Ledger(error.to_string())),
+            Err(error @ (LedgerError::Foreign { .. } | LedgerError::Refused(_))) => {
+                return Err(Ended::Ledger(error.to_string()));
+            }
             // The callback's deadline is over too: nothing is taken, the group is joined again.
             Err(error @ (LedgerError::Sql(_) | LedgerError::World(_))) => {
                 tracing::warn!(%error, "the partitions were not taken over");
                 if matches!(reply, Reply::Restart) {
                     for candidate in candidates.iter().filter(|c| self.given.contains(&c.partition)) {
                         let why = "released, and not taken over yet".to_owned();
-                        self.stopped.insert(candidate.partition, Stopped { why, written: true });
+                        let stopped = Stopped { committed: candidate.committed, ..Stopped::new(why, true) };
+                        self.stopped.insert(candidate.partition, stopped);
                     }
                 } else if self.partitions.is_empty() {
                     self.ledger_reached = false;
@@ -78,8 +81,11 @@ impl Pipeline {
                 return Ok(());
             }
         };
-        self.clock = (assigned.now_ms, Instant::now());
-        self.ledger_reached = true;
+        let any_answered = assigned.away.len() < candidates.len();
+        if any_answered {
+            self.clock = (assigned.now_ms, Instant::now());
+            self.ledger_reached = true;
+        }
         let mut starts: Vec<(i32, Start)> = Vec::new();
         for (id, why) in assigned.stopped.iter().filter(|(id, _)| self.given.contains(id)) {
             tracing::error!(
@@ -87,8 +93,21 @@ impl Pipeline {
                 why,
                 "the partition is stopped until an operator decides: `feed-worker ledger show`"
             );
-            self.stopped.insert(*id, Stopped { why: why.clone(), written: true });
+            self.stopped.insert(*id, Stopped::new(why.clone(), true));
             starts.push((*id, Start::Stopped));
+        }
+        for candidate in candidates.iter().filter(|c| self.given.contains(&c.partition)) {
+            let Some(why) = assigned.away.get(&candidate.partition) else { continue };
+            tracing::warn!(
+                partition = candidate.partition,
+                why,
+                "its Postgres server is away: the partition begins when it is back"
+            );
+            let committed = candidate.committed;
+            // As one that was released: it is asked about until its server answers.
+            let waits = Stopped { away: true, committed, ..Stopped::new(why.clone(), true) };
+            self.stopped.insert(candidate.partition, waits);
+            starts.push((candidate.partition, Start::Stopped));
         }
         for owned in &assigned.owned {
             // Given to somebody else while an operator's release was being obeyed.
@@ -159,14 +178,14 @@ impl Pipeline {
     pub(super) fn flush(&mut self) {
         let age = Duration::from_millis(self.config.batch.age_ms_max);
         let rows_max = self.config.batch.rows_max as u64;
-        let lanes = self.lanes.len();
+        let (placement, lanes) = (&self.placement, self.config.postgres.lanes);
         for (number, lane) in self.lanes.iter_mut().enumerate() {
             if lane.busy.is_some() {
                 continue;
             }
             let (mut rows, mut due, mut waited) = (0, false, Duration::ZERO);
             for partition in self.partitions.values() {
-                if partition.id as usize % lanes != number || !partition.is_ready() {
+                if placement.lane_of(partition.id, lanes) != number || !partition.is_ready() {
                     continue;
                 }
                 rows += partition.open.rows + partition.open.rejects;
@@ -182,7 +201,7 @@ impl Pipeline {
             let job: Job = self
                 .partitions
                 .values_mut()
-                .filter(|p| p.id as usize % lanes == number && p.is_ready())
+                .filter(|p| placement.lane_of(p.id, lanes) == number && p.is_ready())
                 .map(Partition::take_batch)
                 .collect();
             if !job.is_empty() {

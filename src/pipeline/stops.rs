@@ -4,6 +4,7 @@
 //! 2. A stop is asked about only once it stands in the ledger: until then its absence there says nothing.
 //! 3. What becomes of a partition that was given away meanwhile is not this worker's matter.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -36,7 +37,7 @@ impl Pipeline {
         self.partitions.remove(&id);
         self.source.send(Command::Hold(id, true));
         let why = format!("{}: {detail}", stop.as_str());
-        self.stopped.insert(id, Stopped { why, written: false });
+        self.stopped.insert(id, Stopped::new(why, false));
         let database = self.outside.database.clone();
         self.tasks.start(async move {
             let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -162,8 +163,11 @@ impl Pipeline {
 
     /// An operator decided: the partitions are taken over again, and begin anew.
     pub(super) fn on_released(&mut self, partitions: Vec<i32>) {
-        let partitions: Vec<i32> =
-            partitions.into_iter().filter(|p| self.stopped.remove(p).is_some()).collect();
+        let committed: BTreeMap<i32, Option<i64>> = partitions
+            .into_iter()
+            .filter_map(|p| self.stopped.remove(&p).map(|stopped| (p, stopped.committed)))
+            .collect();
+        let partitions: Vec<i32> = committed.keys().copied().collect();
         if partitions.is_empty() || self.shutdown.is_some() {
             return;
         }
@@ -184,7 +188,7 @@ impl Pipeline {
                     partition,
                     low,
                     high,
-                    committed: None,
+                    committed: committed.get(&partition).copied().flatten(),
                     is_short: false,
                 })
                 .collect();

@@ -21,6 +21,8 @@ use crate::reject_limit::RejectLimits;
 /// Postgres, as the pipeline uses it.
 pub struct Postgres {
     pub pool: PgPool,
+    /// `host:port/database`, for people.
+    pub location: String,
     topic: String,
     options: PgConnectOptions,
     statement_timeout: Duration,
@@ -28,19 +30,25 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Connects when it is first used. Errors: an address that cannot be read.
+    /// The first server. Connects when it is first used. Errors: an address that cannot be read.
     pub fn new(config: &Config) -> Result<Self, sqlx::Error> {
+        Self::on(config, 0)
+    }
+
+    /// The server of that number.
+    pub fn on(config: &Config, server: usize) -> Result<Self, sqlx::Error> {
         Ok(Postgres {
-            pool: pool(config)?,
+            pool: pool(config, server)?,
+            location: config.postgres.location(server),
             topic: config.kafka.topic.clone(),
-            options: connect_options(config)?,
+            options: connect_options(config, server)?,
             statement_timeout: Duration::from_millis(config.postgres.statement_timeout_ms),
             deadline: Duration::from_millis(config.postgres.deadline_ms),
         })
     }
 
     /// Gives a call up that takes too long; the pool tries its connection before it is used again.
-    fn in_time<'a, T, F>(&self, call: F) -> DatabaseFuture<'a, T>
+    pub(super) fn in_time<'a, T, F>(&self, call: F) -> DatabaseFuture<'a, T>
     where
         F: Future<Output = Result<T, sqlx::Error>> + Send + 'a,
     {
@@ -55,7 +63,7 @@ impl Postgres {
 }
 
 impl Database for Postgres {
-    fn session(&self) -> Box<dyn Session> {
+    fn session(&self, _: usize) -> Box<dyn Session> {
         Box::new(PgSession::new(&self.topic, self.options.clone(), self.statement_timeout))
     }
 
@@ -67,7 +75,7 @@ impl Database for Postgres {
         self.in_time(ledger::enter_topic(&self.pool, who, first_day))
     }
 
-    fn peek(&self) -> DatabaseFuture<'_, BTreeMap<i32, Owned>> {
+    fn peek<'a>(&'a self, _: &'a [i32]) -> DatabaseFuture<'a, BTreeMap<i32, Owned>> {
         self.in_time(ledger::peek(&self.pool, &self.topic))
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgConnection, Row};
 
-use super::day;
+use super::{day, places};
 use crate::failpoint::failpoint;
 use crate::kafka::rebalance::Candidate;
 use crate::reject_limit::{RejectLimits, RejectWindow};
@@ -62,11 +62,13 @@ pub struct Owned {
 }
 
 /// What an assignment found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Assigned {
     pub owned: Vec<Owned>,
     /// Partitions that wait for an operator.
     pub stopped: Vec<(i32, String)>,
+    /// Partitions whose server is away, and why that is known: they are asked for again.
+    pub away: BTreeMap<i32, String>,
     /// Where the owned ones stood before they were taken. Empty once the bucket was asked about them.
     pub before: BTreeMap<i32, Owned>,
     /// Postgres's clock, ms since 1970.
@@ -81,6 +83,9 @@ pub enum LedgerError {
              point it at its own database, or take the ledger over by hand (docs/operations.md)"
     )]
     Foreign { topic: String, cluster_id: String, group_id: String },
+    /// What is configured contradicts the ledgers.
+    #[error("{0}")]
+    Refused(String),
     #[error(
         "partition {partition} is over its reject limit: {why}; \
              look into the DLQ, then `feed-worker rejects accept` or raise the limit"
@@ -178,6 +183,9 @@ pub async fn assign(
         if let Some(why) = ledger.window.exceeds(limits) {
             return Err(LedgerError::Flood { partition: candidate.partition, why });
         }
+        if let Some(place) = reason.as_deref().and_then(places::place_of) {
+            return Err(LedgerError::Refused(places::refusal(candidate.partition, "here", place)));
+        }
         if let Some(reason) = reason {
             stopped.push((candidate.partition, reason.clone()));
             continue;
@@ -215,7 +223,7 @@ pub async fn assign(
     failpoint!("assign.after-commit");
     let before = stands.into_iter().filter(|(partition, _)| taken.contains(partition));
     let before = before.map(|(partition, (stood, _))| (partition, stood)).collect();
-    Ok(Assigned { owned: rows.iter().map(owned).collect(), stopped, before, now_ms })
+    Ok(Assigned { owned: rows.iter().map(owned).collect(), stopped, away: BTreeMap::new(), before, now_ms })
 }
 
 /// An object in the bucket that the ledger has not entered.
@@ -377,6 +385,18 @@ pub async fn released(pool: &PgPool, topic: &str, partitions: &[i32]) -> Result<
     sqlx::query_scalar(
         "SELECT partition FROM partition_ledger
          WHERE topic = $1 AND partition = ANY($2) AND stopped IS NULL ORDER BY partition",
+    )
+    .bind(topic)
+    .bind(partitions)
+    .fetch_all(pool)
+    .await
+}
+
+/// Which of these partitions wait for an operator.
+pub async fn waiting(pool: &PgPool, topic: &str, partitions: &[i32]) -> Result<Vec<i32>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT partition FROM partition_ledger
+         WHERE topic = $1 AND partition = ANY($2) AND stopped IS NOT NULL ORDER BY partition",
     )
     .bind(topic)
     .bind(partitions)

@@ -4,6 +4,9 @@
 //! 2. Rows that fell into the default partition are moved to their day in one transaction.
 //! 3. An advisory lock orders runs; each step leaves the table whole.
 
+use std::collections::BTreeMap;
+
+use anyhow::Context;
 use sqlx::{Connection, Executor, PgConnection};
 
 use super::{COMMAND, connect_options};
@@ -21,14 +24,42 @@ pub struct Maintained {
     pub dropped: u64,
 }
 
-/// Makes the days ahead, moves strays, drops what is past retention.
+/// Makes the days ahead, moves strays, drops what is past retention, on every server.
 pub async fn run(config: &Config) -> anyhow::Result<Maintained> {
-    let options = connect_options(config)?
+    let mut done = Maintained::default();
+    let mut home = connect(config, 0).await?;
+    let finished = finished_days(&mut home).await?;
+    for server in 0..config.postgres.urls().count() {
+        maintain(config, server, &finished, &mut done).await?;
+    }
+    Ok(done)
+}
+
+async fn connect(config: &Config, server: usize) -> anyhow::Result<PgConnection> {
+    let options = connect_options(config, server)?
         .application_name(COMMAND)
         .options([("statement_timeout", "600000"), ("idle_in_transaction_session_timeout", "600000")]);
-    let mut connection = PgConnection::connect_with(&options).await?;
+    let connected = PgConnection::connect_with(&options).await;
+    connected.with_context(|| format!("connecting to postgres ({})", config.postgres.called(server)))
+}
+
+/// Each topic's last finished day. Only the first server knows: those of the others do not move.
+async fn finished_days(home: &mut PgConnection) -> Result<BTreeMap<String, i32>, sqlx::Error> {
+    let finished: Vec<(String, i32)> =
+        sqlx::query_as("SELECT topic, success_day - date '1970-01-01' FROM topic_ledger")
+            .fetch_all(home)
+            .await?;
+    Ok(finished.into_iter().collect())
+}
+
+async fn maintain(
+    config: &Config,
+    server: usize,
+    finished: &BTreeMap<String, i32>,
+    done: &mut Maintained,
+) -> anyhow::Result<()> {
+    let mut connection = connect(config, server).await?;
     sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut connection).await?;
-    let mut done = Maintained::default();
     let today: i32 = sqlx::query_scalar("SELECT (now() AT TIME ZONE 'UTC')::date - date '1970-01-01'")
         .fetch_one(&mut connection)
         .await?;
@@ -37,12 +68,12 @@ pub async fn run(config: &Config) -> anyhow::Result<Maintained> {
     wanted.sort_unstable();
     wanted.dedup();
     for day in wanted {
-        make_day(&mut connection, day, &mut done).await?;
+        make_day(&mut connection, day, done).await?;
     }
     let oldest_kept = today - i32::try_from(config.day.retention_days)?;
-    drop_days(&mut connection, oldest_kept, &mut done).await?;
+    drop_days(&mut connection, oldest_kept, finished, done).await?;
     connection.close().await?;
-    Ok(done)
+    Ok(())
 }
 
 fn table_of(day: i32) -> String {
@@ -108,13 +139,14 @@ async fn make_day(connection: &mut PgConnection, day: i32, done: &mut Maintained
 async fn drop_days(
     connection: &mut PgConnection,
     oldest_kept: i32,
+    finished: &BTreeMap<String, i32>,
     done: &mut Maintained,
 ) -> Result<(), sqlx::Error> {
-    let finished: Option<i32> =
-        sqlx::query_scalar("SELECT min(success_day) - date '1970-01-01' FROM topic_ledger")
-            .fetch_one(&mut *connection)
-            .await?;
-    let Some(finished) = finished else { return Ok(()) };
+    let topics: Vec<String> =
+        sqlx::query_scalar("SELECT topic FROM topic_ledger").fetch_all(&mut *connection).await?;
+    // A topic that the first server does not know has finished nothing.
+    let days: Option<Vec<i32>> = topics.iter().map(|topic| finished.get(topic).copied()).collect();
+    let Some(finished) = days.and_then(|days| days.into_iter().min()) else { return Ok(()) };
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
          WHERE i.inhparent = 'user_interactions'::regclass ORDER BY 1",

@@ -6,9 +6,11 @@ pub mod days;
 pub mod lane;
 pub mod ledger;
 pub mod maintain;
+pub mod places;
 pub mod reconcile;
 pub mod reread;
 mod session;
+mod spread;
 pub mod transaction;
 
 use std::str::FromStr;
@@ -20,6 +22,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::config::Config;
 
 pub use database::Postgres;
+pub use spread::Spread;
 
 /// The migrations, in the order in which they are applied.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/postgres/migrations");
@@ -38,11 +41,11 @@ const WORKER: &str = "feed-worker";
 /// What an operator's commands are called.
 pub const COMMAND: &str = "feed-worker-command";
 
-/// How to connect: every session bounds its statements and its idle transactions, so that a worker
+/// How to connect to a server: every session bounds its statements and its idle transactions, so that a worker
 /// that was stopped in the middle of one cannot hold a ledger row.
-pub fn connect_options(config: &Config) -> Result<PgConnectOptions, sqlx::Error> {
+pub fn connect_options(config: &Config, server: usize) -> Result<PgConnectOptions, sqlx::Error> {
     let timeout_ms = config.postgres.statement_timeout_ms.to_string();
-    let options = PgConnectOptions::from_str(config.postgres.url.expose())?
+    let options = PgConnectOptions::from_str(config.postgres.urls().nth(server).unwrap_or_default())?
         .application_name(WORKER)
         .options([
             ("statement_timeout", timeout_ms.as_str()),
@@ -63,7 +66,7 @@ pub fn connect_options(config: &Config) -> Result<PgConnectOptions, sqlx::Error>
 
 /// The pool for everything but persisting. A connection whose server has become read-only (after a
 /// failover) answers pings, but no write: it is thrown away before it is used.
-pub fn pool(config: &Config) -> Result<PgPool, sqlx::Error> {
+pub fn pool(config: &Config, server: usize) -> Result<PgPool, sqlx::Error> {
     Ok(PgPoolOptions::new()
         .max_connections(POOL_CONNECTIONS_MAX)
         .acquire_timeout(Duration::from_millis(config.postgres.connect_timeout_ms))
@@ -87,7 +90,22 @@ pub fn pool(config: &Config) -> Result<PgPool, sqlx::Error> {
                 }
             })
         })
-        .connect_lazy_with(connect_options(config)?))
+        .connect_lazy_with(connect_options(config, server)?))
+}
+
+/// The version that this program needs.
+pub fn newest_version() -> i64 {
+    MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0)
+}
+
+/// The version of a server's tables; 0: there are none.
+pub async fn version(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    let version: Result<Option<i64>, _> =
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(pool).await;
+    match version {
+        Err(error) if sqlstate(&error).as_deref() == Some("42P01") => Ok(0),
+        version => Ok(version?.unwrap_or(0)),
+    }
 }
 
 /// The statement that a lane's rows go through.

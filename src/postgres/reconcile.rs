@@ -42,7 +42,7 @@ pub struct PartitionStand {
 /// Begins the transaction. Objects are fetched between its statements, and much may be loaded, so the
 /// workers' short limits do not apply.
 pub async fn begin(config: &Config) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let options = connect_options(config)?
+    let options = connect_options(config, 0)?
         .application_name("feed-worker-reconcile")
         .options([("statement_timeout", "600000"), ("idle_in_transaction_session_timeout", "600000")]);
     let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);

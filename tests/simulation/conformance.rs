@@ -308,7 +308,11 @@ impl Pair {
 
     async fn compare(&mut self) {
         let of = |owned: &BTreeMap<i32, Owned>| format!("{owned:?}");
-        assert_eq!(of(&self.sql.peek().await.unwrap()), of(&self.model.peek()), "Postgres, then the model");
+        assert_eq!(
+            of(&self.sql.peek(&[]).await.unwrap()),
+            of(&self.model.peek()),
+            "Postgres, then the model"
+        );
         assert_eq!(self.sql.topic_days().await.unwrap(), self.model.topic_days());
         assert_eq!(self.sql.least_closed().await.unwrap(), self.model.least_closed());
         assert_eq!(self.sql.released(&[0, 1, 2]).await.unwrap(), self.model.released(&[0, 1, 2]));
@@ -336,7 +340,7 @@ async fn the_ledger_in_memory_is_the_sql() {
         group_id: "group".to_owned(),
         owner: "somebody".to_owned(),
     };
-    let session = sql.session();
+    let session = sql.session(0);
     let rng = SmallRng::seed_from_u64(1);
     let mut pair = Pair { sql, session, model: Ledger::default(), rng, answers: BTreeMap::new() };
     for _ in 0..SEQUENCES {

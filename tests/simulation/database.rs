@@ -77,7 +77,7 @@ impl Db {
 }
 
 impl Database for Db {
-    fn session(&self) -> Box<dyn outside::Session> {
+    fn session(&self, _: usize) -> Box<dyn outside::Session> {
         Box::new(LaneSession { me: self.0.clone(), id: None })
     }
 
@@ -89,7 +89,7 @@ impl Database for Db {
         self.statement("enter topic", Vec::new(), move |world| world.ledger.enter_topic(first_day))
     }
 
-    fn peek(&self) -> DatabaseFuture<'_, BTreeMap<i32, Owned>> {
+    fn peek<'a>(&'a self, _: &'a [i32]) -> DatabaseFuture<'a, BTreeMap<i32, Owned>> {
         self.ask("peek", Ledger::peek)
     }
 
@@ -110,7 +110,13 @@ impl Database for Db {
             let assign = move |world: &mut World| {
                 let now_ms = world.now_ms();
                 let assigned = world.ledger.assign(&candidates, &objects, &limits, now_ms);
-                assigned.map(|(owned, stopped, before)| Assigned { owned, stopped, before, now_ms })
+                assigned.map(|(owned, stopped, before)| Assigned {
+                    owned,
+                    stopped,
+                    away: BTreeMap::new(),
+                    before,
+                    now_ms,
+                })
             };
             let assigned = self.statement("assign", locks, assign).await?;
             assigned.map_err(|(partition, why)| LedgerError::Flood { partition, why })

@@ -39,7 +39,8 @@ def pytest_xdist_make_scheduler(config, log):
 def stack():
     """Real Kafka, real Postgres, and an S3 server that is not ours."""
     # Without fsync: a crash of Postgres is tested, one of the machine is not, and recovery would sync every database.
-    started = harness.Stack(TARGET / f"stack-test{RUNNER}", "--s3", "versitygw", "--postgres-fast", fresh=not KEEP)
+    options = ("--s3", "versitygw", "--postgres", "2", "--postgres-fast")
+    started = harness.Stack(TARGET / f"stack-test{RUNNER}", *options, fresh=not KEEP)
     yield started
     if not KEEP:
         started.close()

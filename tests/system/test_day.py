@@ -9,7 +9,7 @@ from harness import ROOT
 
 
 def test_workers_ended_cleanly(crossing):
-    assert crossing.codes == [0, 0, 0, 0], crossing.busy.why() + crossing.quiet.why()
+    assert crossing.codes == [0] * 6, crossing.busy.why() + crossing.quiet.why()
 
 
 def test_day_closes_soon_after_the_delay(crossing):

@@ -1,0 +1,147 @@
+//! Where a partition is, written down at home: who first consumes a partition on another server than the first enters
+//! it there, once and for good, before its ledger row begins on its server.
+//!
+//! 1. The entry is a row of the home server's ledger that is stopped, as [`ELSEWHERE`]: a worker that knows nothing of
+//!    other servers does not consume the partition, nor does it close a day, for the row's day never moves.
+//! 2. One row of one table decides, whoever comes first: two workers that are configured differently cannot both begin
+//!    a partition, each on another server.
+//! 3. Nobody ever removes an entry: the partition stays where it is.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgExecutor;
+use sqlx::postgres::PgPool;
+
+use super::Postgres;
+use super::ledger::{Identity, LedgerError, check_identity};
+use crate::placement::Placement;
+
+/// What such a row is stopped for. The detail is the number of the server, and where it was then.
+pub const ELSEWHERE: &str = "elsewhere";
+
+/// Where a row says that its partition is, given why it is stopped: `1 host:port/database`.
+pub fn place_of(reason: &str) -> Option<&str> {
+    reason.strip_prefix(ELSEWHERE)?.strip_prefix(": ")
+}
+
+/// A place that is another one than the configuration says.
+pub fn refusal(partition: i32, configured: &str, found: &str) -> String {
+    format!(
+        "postgres.placement: partition {partition} is configured for server {configured}, but its ledger is on server \
+         {found}; a partition stays where it was first consumed: put postgres.placement (and the order of \
+         postgres.more_urls) back for it. Nothing of it was consumed"
+    )
+}
+
+/// Enters partitions that are to begin on another server, and returns the topic's closed day as it stands at home then:
+/// from now on no day after it is closed before they have a row on their server.
+pub async fn enter(
+    home: &Postgres,
+    who: &Identity,
+    partitions: &[i32],
+    (server, location): (usize, &str),
+) -> Result<i32, LedgerError> {
+    let mut tx = home.pool.begin().await?;
+    check_identity(&mut tx, who).await?;
+    let closed_day: Option<i32> = sqlx::query_scalar(
+        "SELECT closed_day - date '1970-01-01' FROM topic_ledger WHERE topic = $1 FOR UPDATE",
+    )
+    .bind(&who.topic)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(closed_day) = closed_day else {
+        return Err(LedgerError::World(format!("the topic is not entered at {} yet", home.location)));
+    };
+    sqlx::query(
+        "INSERT INTO partition_ledger (topic, partition, epoch, owner, persist_frontier, persist_day,
+             export_frontier, closed_day, first_day, cluster_id, group_id, stopped, stopped_detail)
+         SELECT t.topic, n.partition, 0, '', 0, t.closed_day + 1, 0, t.closed_day, date '9999-12-31', $3, $4, $5, $6
+         FROM unnest($2::int[]) AS n (partition), topic_ledger t
+         WHERE t.topic = $1 ORDER BY n.partition ON CONFLICT (topic, partition) DO NOTHING",
+    )
+    .bind(&who.topic)
+    .bind(partitions)
+    .bind(&who.cluster_id)
+    .bind(&who.group_id)
+    .bind(ELSEWHERE)
+    .bind(format!("{server} {location}"))
+    .execute(&mut *tx)
+    .await?;
+    let found: Vec<(i32, String)> =
+        sqlx::query_as(&format!("{PLACES} AND partition = ANY($2) ORDER BY partition"))
+            .bind(&who.topic)
+            .bind(partitions)
+            .fetch_all(&mut *tx)
+            .await?;
+    for (partition, place) in found {
+        let wanted = format!("{server} ({location})");
+        if place.is_empty() {
+            return Err(LedgerError::Refused(refusal(partition, &wanted, &format!("0 ({})", home.location))));
+        }
+        if number(&place) != Some(server) {
+            return Err(LedgerError::Refused(refusal(partition, &wanted, &place)));
+        }
+    }
+    tx.commit().await?;
+    Ok(closed_day)
+}
+
+/// Partitions and what their row says of their place: nothing where it is here.
+const PLACES: &str =
+    "SELECT partition, CASE WHEN stopped = 'elsewhere' THEN coalesce(stopped_detail, '?') ELSE '' END
+     FROM partition_ledger WHERE topic = $1";
+
+/// What a server's ledger says of where partitions are; nothing where it is here.
+pub async fn places(pool: &PgPool, topic: &str) -> Result<BTreeMap<i32, String>, sqlx::Error> {
+    let found: Vec<(i32, String)> = sqlx::query_as(PLACES).bind(topic).fetch_all(pool).await?;
+    Ok(found.into_iter().collect())
+}
+
+/// A partition that this ledger has on another server, and where.
+pub async fn one_elsewhere(
+    executor: impl PgExecutor<'_>,
+    topic: &str,
+) -> Result<Option<(i32, String)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT partition, coalesce(stopped_detail, '?') FROM partition_ledger
+         WHERE topic = $1 AND stopped = $2 ORDER BY partition LIMIT 1",
+    )
+    .bind(topic)
+    .bind(ELSEWHERE)
+    .fetch_optional(executor)
+    .await
+}
+
+fn number(place: &str) -> Option<usize> {
+    place.split(' ').next()?.parse().ok()
+}
+
+/// Holds the placement against the ledgers of the servers that answer: every row must be on its partition's server, and
+/// every entry must name it.
+pub async fn check(servers: &[Postgres], placement: &Placement, topic: &str) -> Result<(), LedgerError> {
+    for (server, postgres) in servers.iter().enumerate() {
+        let found = match postgres.in_time(places(&postgres.pool, topic)).await {
+            Ok(found) => found,
+            // Whoever takes partitions over there asks again.
+            Err(error) if server > 0 => {
+                tracing::warn!(server, postgres.location, %error, "whose partitions it has is not known yet");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for (partition, place) in found {
+            let configured = placement.server_of(partition);
+            let there = servers.get(configured).map_or("?", |postgres| &postgres.location);
+            let wanted = format!("{configured} ({there})");
+            let is_here = place.is_empty();
+            if is_here && configured != server {
+                let here = format!("{server} ({})", postgres.location);
+                return Err(LedgerError::Refused(refusal(partition, &wanted, &here)));
+            }
+            if !is_here && number(&place) != Some(configured) {
+                return Err(LedgerError::Refused(refusal(partition, &wanted, &place)));
+            }
+        }
+    }
+    Ok(())
+}
