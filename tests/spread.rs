@@ -178,6 +178,8 @@ async fn a_day_closes_only_by_the_locks_under_which_it_was_looked_at() {
     assert_eq!(pair.closed_days().await, [DAY; 2]);
     spread.close_topic(Box::pin(async { Some(vec![0, 1, 3]) })).await.unwrap();
     assert_eq!(pair.closed_days().await, [DAY; 2], "and changes nothing");
+    assert_eq!(spread.partitions(DAY).await.unwrap(), [0, 1]);
+    assert_eq!(spread.partitions(DAY + 1).await.unwrap(), [0, 1, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,6 +240,10 @@ async fn a_partition_begins_on_one_server_however_workers_are_configured() {
     let mut partitions: Vec<i32> = rows.iter().map(|(partition, _)| *partition).collect();
     partitions.sort_unstable();
     assert_eq!(partitions, (0..9).collect::<Vec<_>>());
+    // Nobody whose configuration does not fit finishes a day: its manifest would lack files.
+    here.partitions(DAY).await.unwrap_err();
+    there.partitions(DAY).await.unwrap_err();
+    pair.servers[0].partitions(DAY).await.unwrap_err();
     // What the workers ask at their start: one placement cannot be right for all of these.
     for placement in ["9: 1", "0-9: 1"] {
         let placed = Placement::parse(placement).unwrap();

@@ -23,6 +23,7 @@ mod partition;
 mod produced;
 pub mod report;
 pub mod row;
+mod servers;
 pub mod table;
 pub mod topic;
 
@@ -148,6 +149,7 @@ impl Audit {
         let rows: i64 = files.iter().map(|file| file.rows).sum();
         self.total.store(rows.unsigned_abs(), Ordering::Relaxed);
         let dropped = self.is_dropped(day).await?;
+        self.tell_misplaced(report);
         for (partition, ledger) in &self.snapshot.partitions {
             report.count("partitions", 1);
             let mut walk = FileWalk::new(self, *partition, ledger.epoch);
@@ -221,6 +223,7 @@ impl Audit {
     /// Partitions that one place has and another has not.
     fn check_strays(&self, numbers: &[i32], dead: &DeadLetters, report: &mut Report) {
         let topic = &self.settings.topic;
+        self.tell_misplaced(report);
         for number in self.snapshot.partitions.keys().filter(|number| !numbers.contains(number)) {
             report.find(
                 Kind::Orphan,
@@ -249,6 +252,13 @@ impl Audit {
                     format!("{topic}/{number}: rows or files, but the topic has no such partition"),
                 );
             }
+        }
+    }
+
+    /// Partitions that are on two servers.
+    fn tell_misplaced(&self, report: &mut Report) {
+        for text in &self.snapshot.misplaced {
+            report.find(Kind::Duplicate, text.clone());
         }
     }
 

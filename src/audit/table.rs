@@ -1,4 +1,5 @@
-//! Postgres as the audit reads it: statements of its own, in sessions that cannot write.
+//! Postgres as the audit reads it: statements of its own, in sessions that cannot write. A partition's rows and files are
+//! read from the server that has its ledger row; the topic's days stand at the first.
 //!
 //! 1. The frontiers are taken in one short snapshot; with it, whether any row lies above them.
 //! 2. Everything below a frontier never changes, so the rest is read in short statements, one after the
@@ -7,6 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::str::FromStr;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -16,6 +18,7 @@ use sqlx::{ConnectOptions, Row as _};
 use super::Trouble;
 use super::json::{self, Json};
 use super::row::{Row, day_text};
+use super::servers::{self, OfServer};
 
 /// Rows in memory at a time: at 16 KiB of metadata each they are 64 MiB, usually 1 MiB.
 const ROWS_MAX: i64 = 4000;
@@ -56,8 +59,8 @@ pub struct Snapshot {
     /// Partition numbers of rows and files that the ledger does not have.
     pub strays: Vec<i32>,
     pub today: i32,
-    /// A partition that is on another server, and where.
-    pub elsewhere: Option<String>,
+    /// Partitions that are on two servers, or not on the one that the first server names.
+    pub misplaced: Vec<String>,
     /// The first day that this ledger has anything to say of: a partition's, or a file's.
     pub first_day: Option<i32>,
     pub rows_filed: i64,
@@ -87,14 +90,25 @@ impl FileEntry {
 
 #[derive(Clone)]
 pub struct Table {
-    pool: PgPool,
+    servers: Vec<PgPool>,
     topic: String,
+    /// Which server has a partition's ledger row; as the last snapshot found it.
+    server_of: Arc<RwLock<BTreeMap<i32, usize>>>,
 }
 
 impl Table {
-    pub fn open(url: &str, topic: &str, timeout: Duration) -> Result<Self, Trouble> {
+    pub fn open<'a>(
+        urls: impl Iterator<Item = &'a str>,
+        topic: &str,
+        timeout: Duration,
+    ) -> Result<Self, Trouble> {
+        let servers = urls.map(|url| Self::connect(url, timeout)).collect::<Result<_, _>>()?;
+        Ok(Table { servers, topic: topic.to_owned(), server_of: Arc::default() })
+    }
+
+    fn connect(url: &str, timeout: Duration) -> Result<PgPool, Trouble> {
         let options = PgConnectOptions::from_str(url)
-            .map_err(|error| Trouble::Broken(format!("DATABASE_URL: {error}")))?
+            .map_err(|error| Trouble::Broken(format!("a URL of Postgres: {error}")))?
             .application_name("feed-worker-audit")
             .options([
                 ("default_transaction_read_only", "on"),
@@ -103,19 +117,24 @@ impl Table {
                 ("extra_float_digits", "3"),
             ])
             .disable_statement_logging();
-        let pool =
-            PgPoolOptions::new().max_connections(2).acquire_timeout(timeout).connect_lazy_with(options);
-        Ok(Table { pool, topic: topic.to_owned() })
+        Ok(PgPoolOptions::new().max_connections(2).acquire_timeout(timeout).connect_lazy_with(options))
+    }
+
+    fn server_of(&self, partition: i32) -> usize {
+        self.server_of.read().ok().and_then(|servers| servers.get(&partition).copied()).unwrap_or(0)
     }
 
     /// Tries a read until the server answers, a few times.
-    async fn read<T, F>(&self, ask: impl Fn(PgPool) -> F) -> Result<T, Trouble>
+    async fn read<T, F>(&self, server: usize, ask: impl Fn(PgPool) -> F) -> Result<T, Trouble>
     where
         F: Future<Output = Result<T, sqlx::Error>>,
     {
         let mut attempts = 1;
         loop {
-            match ask(self.pool.clone()).await {
+            let Some(pool) = self.servers.get(server) else {
+                return Err(Trouble::Broken(format!("there is no server {server}")));
+            };
+            match ask(pool.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => match trouble(&error) {
                     Trouble::Away(_) if attempts < ATTEMPTS_MAX => {
@@ -128,20 +147,30 @@ impl Table {
         }
     }
 
-    /// The frontiers and what stands beside them, at one moment.
+    /// The frontiers and what stands beside them, at one moment of each server.
     pub async fn snapshot(&self) -> Result<Snapshot, Trouble> {
-        let found = self.read(|pool| snapshot(pool, self.topic.clone())).await?;
-        match &found.elsewhere {
-            None => Ok(found),
-            Some(partition) => Err(Trouble::Refused(format!(
-                "partition {partition}, and the audit does not know several servers: nothing was compared"
-            ))),
+        let (mut merged, mut server_of) = self.snapshots().await?;
+        // Servers are not read at one moment: a partition may have begun in between.
+        if !merged.misplaced.is_empty() {
+            (merged, server_of) = self.snapshots().await?;
         }
+        if let Ok(mut known) = self.server_of.write() {
+            *known = server_of;
+        }
+        Ok(merged)
+    }
+
+    async fn snapshots(&self) -> Result<(Snapshot, BTreeMap<i32, usize>), Trouble> {
+        let mut found = Vec::new();
+        for server in 0..self.servers.len() {
+            found.push(self.read(server, |pool| snapshot(pool, self.topic.clone())).await?);
+        }
+        servers::merge(&self.topic, found)
     }
 
     /// The files of a partition that begin in `[from, upto)`, or of one day; at most a thousand, by offset.
     pub async fn files(&self, partition: i32, from: i64, upto: i64) -> Result<Vec<FileEntry>, Trouble> {
-        self.read(|pool| async move {
+        self.read(self.server_of(partition), |pool| async move {
             let statement = format!(
                 "{FILES} WHERE topic = $1 AND partition = $2 AND first_offset >= $3 AND first_offset < $4
                  ORDER BY first_offset LIMIT 1000"
@@ -155,35 +184,53 @@ impl Table {
     }
 
     pub async fn files_of_day(&self, day: i32) -> Result<Vec<FileEntry>, Trouble> {
-        self.read(|pool| async move {
-            let statement = format!(
-                "{FILES} WHERE topic = $1 AND day = date '1970-01-01' + $2 ORDER BY partition, first_offset"
-            );
-            let found = sqlx::query(&statement).bind(&self.topic).bind(day).fetch_all(&pool).await?;
-            Ok(found.iter().map(file_entry).collect())
-        })
-        .await
+        let mut files = Vec::new();
+        for server in 0..self.servers.len() {
+            let of_server = self.read(server, |pool| async move {
+                let statement = format!("{FILES} WHERE topic = $1 AND day = date '1970-01-01' + $2");
+                let found = sqlx::query(&statement).bind(&self.topic).bind(day).fetch_all(&pool).await?;
+                Ok(found.iter().map(file_entry).collect::<Vec<FileEntry>>())
+            });
+            files.extend(of_server.await?);
+        }
+        files.sort_by_key(|file| (file.partition, file.first_offset));
+        Ok(files)
     }
 
     /// Which of these keys the ledger has.
     pub async fn known_keys(&self, keys: &[String]) -> Result<Vec<String>, Trouble> {
-        self.read(|pool| async move {
-            sqlx::query_scalar("SELECT object_key FROM export_files WHERE object_key = ANY($1)")
-                .bind(keys)
-                .fetch_all(&pool)
-                .await
-        })
-        .await
+        let mut known = Vec::new();
+        for server in 0..self.servers.len() {
+            let of_server = self.read(server, |pool| async move {
+                sqlx::query_scalar("SELECT object_key FROM export_files WHERE object_key = ANY($1)")
+                    .bind(keys)
+                    .fetch_all(&pool)
+                    .await
+            });
+            let of_server: Vec<String> = of_server.await?;
+            known.extend(of_server);
+        }
+        Ok(known)
     }
 
-    /// Whether `maintain` has dropped a day: its rows are past retention, and it has no partition any more.
+    /// Whether `maintain` has dropped a day: its rows are past retention, and it has no partition any more, wherever it
+    /// was first.
     pub async fn is_dropped(&self, day: i32, oldest_kept: i32) -> Result<bool, Trouble> {
         if day >= oldest_kept {
             return Ok(false);
         }
         let name = format!("user_interactions_{}", day_text(day).replace('-', "_"));
-        self.read(|pool| {
-            let name = name.clone();
+        for server in 0..self.servers.len() {
+            if self.is_dropped_on(server, day, &name).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn is_dropped_on(&self, server: usize, day: i32, name: &str) -> Result<bool, Trouble> {
+        self.read(server, |pool| {
+            let name = name.to_owned();
             async move {
                 sqlx::query_scalar(
                     // Through the parent: whoever only reads has no right to its partitions.
@@ -203,7 +250,7 @@ impl Table {
 
     /// Rows of a day whose offsets no file of the day claims: how many, and the first.
     pub async fn unclaimed(&self, partition: i32, day: i32) -> Result<(i64, Option<i64>), Trouble> {
-        self.read(|pool| async move {
+        self.read(self.server_of(partition), |pool| async move {
             sqlx::query_as(
                 "SELECT count(*), min(kafka_offset) FROM user_interactions u
                  WHERE kafka_partition = $2
@@ -229,7 +276,7 @@ impl Table {
 
     async fn chunk(&self, partition: i32, from: i64, upto: i64) -> Result<Vec<Row>, Trouble> {
         let found = self
-            .read(|pool| async move {
+            .read(self.server_of(partition), |pool| async move {
                 sqlx::query(ROWS).bind(partition).bind(from).bind(upto).bind(ROWS_MAX).fetch_all(&pool).await
             })
             .await?;
@@ -264,7 +311,7 @@ impl Rows<'_> {
     }
 }
 
-async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> {
+async fn snapshot(pool: PgPool, topic: String) -> Result<OfServer, sqlx::Error> {
     let mut tx = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
     let days: Option<(i32, i32)> = sqlx::query_as(
         "SELECT closed_day - date '1970-01-01', success_day - date '1970-01-01' FROM topic_ledger WHERE topic = $1",
@@ -272,12 +319,12 @@ async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> 
     .bind(&topic)
     .fetch_optional(&mut *tx)
     .await?;
-    let elsewhere: Option<String> = sqlx::query_scalar(
-        "SELECT partition::text || ' is on Postgres server ' || coalesce(stopped_detail, '?') FROM partition_ledger
-         WHERE topic = $1 AND stopped = 'elsewhere' ORDER BY partition LIMIT 1",
+    let elsewhere: Vec<(i32, String)> = sqlx::query_as(
+        "SELECT partition, coalesce(stopped_detail, '') FROM partition_ledger
+         WHERE topic = $1 AND stopped = 'elsewhere' ORDER BY partition",
     )
     .bind(&topic)
-    .fetch_optional(&mut *tx)
+    .fetch_all(&mut *tx)
     .await?;
     let ledgers = sqlx::query(
         "SELECT l.partition, l.epoch, l.persist_frontier, l.export_frontier,
@@ -288,7 +335,7 @@ async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> 
          FROM partition_ledger l CROSS JOIN LATERAL (
              SELECT count(*) AS rows, min(kafka_offset) AS first FROM user_interactions u
              WHERE u.kafka_partition = l.partition AND u.kafka_offset >= l.persist_frontier) above
-         WHERE l.topic = $1",
+         WHERE l.topic = $1 AND l.stopped IS DISTINCT FROM 'elsewhere'",
     )
     .bind(&topic)
     .fetch_all(&mut *tx)
@@ -309,7 +356,8 @@ async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> 
              FROM numbers WHERE n IS NOT NULL)
          SELECT n FROM numbers WHERE n IS NOT NULL
          UNION SELECT DISTINCT partition FROM export_files WHERE topic = $1
-         EXCEPT SELECT partition FROM partition_ledger WHERE topic = $1 ORDER BY 1",
+         EXCEPT SELECT partition FROM partition_ledger WHERE topic = $1 AND stopped IS DISTINCT FROM 'elsewhere'
+         ORDER BY 1",
     )
     .bind(&topic)
     .fetch_all(&mut *tx)
@@ -346,16 +394,17 @@ async fn snapshot(pool: PgPool, topic: String) -> Result<Snapshot, sqlx::Error> 
         day,
         reason,
     };
-    Ok(Snapshot {
+    let found = Snapshot {
         topic: days,
         partitions: ledgers.iter().map(ledger).collect(),
         gaps: gaps.into_iter().map(gap).collect(),
         strays,
-        elsewhere,
+        misplaced: Vec::new(),
         today,
         first_day,
         rows_filed,
-    })
+    };
+    Ok(OfServer { found, elsewhere })
 }
 
 const FILES: &str =

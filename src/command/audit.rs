@@ -54,7 +54,6 @@ impl Args {
 }
 
 pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {
-    super::refuse_several_servers(config, "audit")?;
     let started = Instant::now();
     let before = args.since.as_deref().map(read_before).transpose()?;
     let produced = args.produced.as_deref().map(read_produced).transpose()?;
@@ -107,8 +106,7 @@ async fn open(args: &Args, config: &Config, produced: Option<Produced>) -> Resul
             allow_create_time: config.kafka.allow_create_time,
             retention_days: i32::try_from(config.day.retention_days).unwrap_or(i32::MAX),
         },
-        table: Table::open(config.postgres.url.expose(), &config.kafka.topic, connect_timeout)
-            .map_err(failure)?,
+        table: Table::open(config.postgres.urls(), &config.kafka.topic, connect_timeout).map_err(failure)?,
         bucket: Bucket { store: Arc::new(store), prefix: config.s3.prefix.clone() },
         topics: Topics::new(crate::kafka::client_config(config)),
         look_up: look_up(config)?,

@@ -1,19 +1,16 @@
 //! `feed-worker exports`: whether the bucket has what the ledger says, and putting back what it lacks.
 
 mod day;
+mod ledgers;
 mod rebuild;
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use anyhow::Context;
-use sqlx::postgres::{PgConnection, PgPoolOptions};
 
 use self::day::{Day, Outside};
+use self::ledgers::Ledgers;
 use super::Failure;
 use crate::config::Config;
 use crate::export::object::S3;
-use crate::postgres;
 use crate::row::{day_text, parse_day};
 
 #[derive(Debug, clap::Subcommand)]
@@ -43,7 +40,6 @@ fn day_of(text: &str) -> Result<i32, String> {
 }
 
 pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
-    super::refuse_several_servers(config, "exports")?;
     let store = S3::connect(&super::run::s3_settings(config)).await;
     let outside = Outside {
         store: Arc::new(store.map_err(|error| anyhow::anyhow!("object store client: {error}"))?),
@@ -51,35 +47,19 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
         prefix: config.s3.prefix.clone(),
         row_group_rows: config.export.row_group_rows,
     };
-    let options = postgres::connect_options(config, 0).map_err(anyhow::Error::from)?;
-    let options = options.application_name(postgres::COMMAND).options([("statement_timeout", "600000")]);
-    let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);
-    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(timeout).connect_lazy_with(options);
-    let connection = pool.acquire().await.map_err(|error| away(&error))?;
-    let mut connection = connection.detach();
-    super::refuse_elsewhere(&mut connection, &outside.topic, "exports").await?;
+    let mut ledgers = Ledgers::open(config).await?;
     if let Command::Verify { day: Some(day), .. } | Command::Rebuild { day, .. } = command {
-        refuse_before_the_beginning(&outside.topic, &mut connection, day).await?;
+        refuse_before_the_beginning(&outside.topic, &mut ledgers, day).await?;
     }
     match command {
-        Command::Verify { day, quick } => verify(&outside, &mut connection, day, quick).await,
-        Command::Rebuild { day, dry_run } => rebuild::run(&outside, &mut connection, day, dry_run).await,
+        Command::Verify { day, quick } => verify(&outside, &mut ledgers, day, quick).await,
+        Command::Rebuild { day, dry_run } => rebuild::run(&outside, &mut ledgers, day, dry_run).await,
     }
-}
-
-fn away(error: &sqlx::Error) -> Failure {
-    Failure::Deadline(format!("connecting to postgres (DATABASE_URL): {error}"))
 }
 
 /// Of a day before the first, the ledger says nothing: it would be called well, or made up.
-async fn refuse_before_the_beginning(
-    topic: &str,
-    connection: &mut PgConnection,
-    day: i32,
-) -> Result<(), Failure> {
-    let first: Option<i32> =
-        sqlx::query_scalar(FIRST_DAY).bind(topic).fetch_one(connection).await.context(LEDGER)?;
-    match first {
+async fn refuse_before_the_beginning(topic: &str, ledgers: &mut Ledgers, day: i32) -> Result<(), Failure> {
+    match ledgers.first_day().await? {
         Some(first) if day >= first => Ok(()),
         Some(first) => Err(Failure::Ledger(format!(
             "{} lies before the ledger of {topic}, which begins on {}",
@@ -103,17 +83,17 @@ const FIRST_DAY: &str = "SELECT least(
 
 async fn verify(
     outside: &Outside,
-    connection: &mut PgConnection,
+    ledgers: &mut Ledgers,
     day: Option<i32>,
     quick: bool,
 ) -> Result<(), Failure> {
     let days = match day {
         Some(day) => vec![day],
-        None => known_days(outside, connection).await?,
+        None => known_days(outside, ledgers).await?,
     };
     let (mut objects, mut faulty) = (0, 0);
     for day in &days {
-        let found = Day::look(outside, connection, *day, quick).await?;
+        let found = Day::look(outside, ledgers, *day, quick).await?;
         objects += found.files.len();
         for line in found.faults() {
             faulty += 1;
@@ -132,20 +112,8 @@ async fn verify(
 
 /// From the first day that a manifest names to the last finished or filed one, and whatever day has a folder: a day
 /// without rows has a manifest too.
-async fn known_days(outside: &Outside, connection: &mut PgConnection) -> Result<Vec<i32>, Failure> {
-    let first: Option<i32> = sqlx::query_scalar(FIRST_DAY)
-        .bind(&outside.topic)
-        .fetch_one(&mut *connection)
-        .await
-        .context(LEDGER)?;
-    let last: Option<i32> = sqlx::query_scalar(
-        "SELECT greatest(max(day), (SELECT success_day FROM topic_ledger WHERE topic = $1)) - date '1970-01-01'
-         FROM export_files WHERE topic = $1",
-    )
-    .bind(&outside.topic)
-    .fetch_one(connection)
-    .await
-    .context("reading the ledger's files")?;
+async fn known_days(outside: &Outside, ledgers: &mut Ledgers) -> Result<Vec<i32>, Failure> {
+    let (first, last) = (ledgers.first_day().await?, ledgers.last_day().await?);
     let mut days: std::collections::BTreeSet<i32> = outside.days_with_folder().await?.into_iter().collect();
     if let (Some(first), Some(last)) = (first, last) {
         days.extend(first..=last);

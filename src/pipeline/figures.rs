@@ -4,7 +4,7 @@
 //! 2. Frontiers are taken before ends, so that lag is never told too small.
 //! 3. An age is that of a real record or row, never reckoned from a rate. What could not be found out is not told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::kafka::probe::Found;
 use crate::lag::{LagStatus, Observation, Window};
 use crate::outside::{Broker, Database};
 use crate::partition::Wait;
+use crate::placement::Placement;
 use crate::row;
 use crate::telemetry::{health, metrics};
 
@@ -173,6 +174,7 @@ impl Pipeline {
         let asked = Asked {
             database: self.outside.database.clone(),
             broker: self.outside.broker.clone(),
+            placement: self.placement.clone(),
             clock: self.clock,
         };
         self.tasks.start(async move { Done::Measured(asked.measure(seen, &stopped, asks_retention).await) });
@@ -223,6 +225,7 @@ impl Lag {
 struct Asked {
     database: Arc<dyn Database>,
     broker: Arc<dyn Broker>,
+    placement: Placement,
     clock: (i64, Instant),
 }
 
@@ -280,7 +283,7 @@ impl Asked {
             self.broker.read_at(&unknown).await.unwrap_or_default()
         };
         let mut lags = Vec::with_capacity(seen.len());
-        let mut postgres_answers = true;
+        let mut away = BTreeSet::new();
         for seen in seen {
             let Some(end) = ends.get(&seen.id) else { continue };
             let next_ms = seen.next_ms.or_else(|| match found.get(&seen.id) {
@@ -294,8 +297,12 @@ impl Asked {
             let persist_ms =
                 if is_empty { Some(0) } else { next_ms.map(|at_ms| (self.now_ms() - at_ms).max(0)) };
             // A Postgres that is away is waited for once a report, or the other partitions' lag comes too late.
-            let export_ms = if postgres_answers { self.export_ms(&seen, persist_ms).await } else { None };
-            postgres_answers &= export_ms.is_some();
+            let server = self.placement.server_of(seen.id);
+            let answers = !away.contains(&server);
+            let export_ms = if answers { self.export_ms(&seen, persist_ms).await } else { None };
+            if export_ms.is_none() {
+                away.insert(server);
+            }
             lags.push(Lag {
                 id: seen.id,
                 persisted: seen.persisted,

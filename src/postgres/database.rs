@@ -11,11 +11,12 @@ use sqlx::postgres::{PgConnectOptions, PgPool};
 use super::ledger::{self, Assigned, Entered, Identity, LedgerError, NewFile, NewestObject, Owned, Stop};
 use super::reread::{self, Range, Reread};
 use super::session::PgSession;
-use super::{connect_options, days, pool};
+use super::{connect_options, days, places, pool};
 use crate::config::Config;
 use crate::export::manifest::{FileEntry, GapEntry};
 use crate::kafka::rebalance::Candidate;
 use crate::outside::{Database, DatabaseFuture, Session};
+use crate::placement::Placement;
 use crate::reject_limit::RejectLimits;
 
 /// Postgres, as the pipeline uses it.
@@ -148,7 +149,14 @@ impl Database for Postgres {
     }
 
     fn partitions(&self, of: i32) -> DatabaseFuture<'_, Vec<i32>> {
-        self.in_time(days::partitions(&self.pool, &self.topic, of))
+        self.in_time(async move {
+            let found = places::places(&self.pool, &self.topic).await?;
+            // Whoever does not know every server would finish the day with a part of its files.
+            match places::misplaced(&found, 0, &Placement::default(), &[&self.location]) {
+                Some(why) => Err(sqlx::Error::Protocol(why)),
+                None => days::partitions(&self.pool, &self.topic, of).await,
+            }
+        })
     }
 
     fn gaps(&self, of: i32) -> DatabaseFuture<'_, Vec<GapEntry>> {

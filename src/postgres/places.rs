@@ -129,19 +129,29 @@ pub async fn check(servers: &[Postgres], placement: &Placement, topic: &str) -> 
             }
             Err(error) => return Err(error.into()),
         };
-        for (partition, place) in found {
-            let configured = placement.server_of(partition);
-            let there = servers.get(configured).map_or("?", |postgres| &postgres.location);
-            let wanted = format!("{configured} ({there})");
-            let is_here = place.is_empty();
-            if is_here && configured != server {
-                let here = format!("{server} ({})", postgres.location);
-                return Err(LedgerError::Refused(refusal(partition, &wanted, &here)));
-            }
-            if !is_here && number(&place) != Some(configured) {
-                return Err(LedgerError::Refused(refusal(partition, &wanted, &place)));
-            }
+        let locations: Vec<&str> = servers.iter().map(|postgres| &*postgres.location).collect();
+        if let Some(why) = misplaced(&found, server, placement, &locations) {
+            return Err(LedgerError::Refused(why));
         }
     }
     Ok(())
+}
+
+/// Why a server's ledger cannot be used with a placement: a partition is here and should not be, or is elsewhere, and
+/// not where it should be.
+pub fn misplaced(
+    found: &BTreeMap<i32, String>,
+    server: usize,
+    placement: &Placement,
+    locations: &[&str],
+) -> Option<String> {
+    let location = |server: usize| format!("{server} ({})", locations.get(server).unwrap_or(&"?"));
+    found.iter().find_map(|(partition, place)| {
+        let configured = placement.server_of(*partition);
+        let wanted = location(configured);
+        if place.is_empty() {
+            return (configured != server).then(|| refusal(*partition, &wanted, &location(server)));
+        }
+        (number(place) != Some(configured)).then(|| refusal(*partition, &wanted, place))
+    })
 }

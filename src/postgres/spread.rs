@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::ledger::{Assigned, Entered, Identity, LedgerError, NewFile, NewestObject, Owned, Stop};
 use super::reread::{Range, Reread};
-use super::{Postgres, day, ledger, places};
+use super::{Postgres, day, days, ledger, places};
 use crate::config::Config;
 use crate::export::manifest::{FileEntry, GapEntry};
 use crate::kafka::rebalance::Candidate;
@@ -395,7 +395,16 @@ impl Database for Spread {
 
     fn partitions(&self, of: i32) -> DatabaseFuture<'_, Vec<i32>> {
         Box::pin(async move {
-            let found = self.all(|server| server.partitions(of)).await?;
+            let locations: Vec<&str> = self.servers.iter().map(|server| &*server.location).collect();
+            let places = self.all(|server| server.in_time(places::places(&server.pool, &self.topic))).await?;
+            for (server, found) in places.iter().enumerate() {
+                // As with one server that does not know of others.
+                if let Some(why) = places::misplaced(found, server, &self.placement, &locations) {
+                    return Err(sqlx::Error::Protocol(why));
+                }
+            }
+            let found =
+                self.all(|server| server.in_time(days::partitions(&server.pool, &self.topic, of))).await?;
             let by_server = found.into_iter().enumerate();
             let mut partitions: Vec<i32> = by_server
                 .flat_map(|(server, found)| found.into_iter().filter(move |p| self.is_on(server, *p)))

@@ -227,6 +227,22 @@ def secrets_come_by_reference_only(chart):
 
 
 @item("full")
+def every_role_has_every_server(chart):
+    containers = {"worker": chart.worker} | {name: chart.cron_job(name)[3] for name in ("maintain", "audit")}
+    roles = {"worker": "worker", "maintain": "maintainer", "audit": "reader"}
+    for name, container in containers.items():
+        more = environment(container)["FEED_WORKER_POSTGRES__MORE_URLS"]
+        assert more == secret(f"feed-{roles[name]}-database", "more-urls"), name
+    _, _, _, drift = chart.cron_job("topics-drift")
+    assert "FEED_WORKER_POSTGRES__MORE_URLS" not in environment(drift)
+
+
+@item("minimal")
+def one_server_is_one_variable(chart):
+    assert "FEED_WORKER_POSTGRES__MORE_URLS" not in environment(chart.worker)
+
+
+@item("full")
 def an_external_secret_can_be_part_of_the_release(chart):
     (external,) = chart.all("ExternalSecret")
     assert external["spec"]["target"]["name"] == "feed-worker-database"
@@ -410,7 +426,12 @@ def the_tables_are_migrated_first_by_a_role_of_its_own(chart):
     assert pod["restartPolicy"] == "Never"
     container = chart.container(pod, "migrate")
     assert container["args"] == ["migrate", "--grants"]
-    assert environment(container) == {"DATABASE_URL": secret("feed-migrator-database", "url")}
+    assert environment(container) == {
+        "DATABASE_URL": secret("feed-migrator-database", "url"),
+        "FEED_WORKER_POSTGRES__MORE_URLS": secret("feed-migrator-database", "more-urls"),
+        "FEED_WORKER_POSTGRES__PLACEMENT": "6-11: 1",
+        "FEED_WORKER_POSTGRES__LANES": "1",
+    }
     # Before the first install there is nothing of the release yet.
     assert "serviceAccountName" not in pod
     assert all(volume.get("configMap", {}).get("name") != NAME for volume in pod["volumes"])

@@ -9,6 +9,10 @@ import rendering
 from rendering import FIXTURES, ROOT, environment
 
 WORKER = ROOT / "target" / "debug" / "feed-worker"
+SECRETS = {
+    "DATABASE_URL": "postgres://feed_worker:x@db.example.com/feed",
+    "FEED_WORKER_POSTGRES__MORE_URLS": "postgres://feed_worker:x@more.example.com/feed",
+}
 # A client that hangs keeps the process for this long past its own deadline.
 HUNG_CLIENTS_S = 5
 
@@ -25,7 +29,7 @@ def effective(chart, tmp_path, container=None):
         elif isinstance(value, str):
             variables[name] = value.replace("$(HOST_IP)", "10.0.0.7")
         elif "secretKeyRef" in value:
-            variables[name] = "postgres://feed_worker:x@db.example.com/feed" if name == "DATABASE_URL" else "made-up"
+            variables[name] = SECRETS.get(name, "made-up")
     ended = subprocess.run([WORKER, "config", "--format", "json"], env=variables, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
@@ -132,4 +136,5 @@ def test_the_schema_of_values_has_the_programs_keys():
     expected = {f"{section}.{key}" for section, keys in program.items() for key in keys} - chart_sets
     found = {f"{section}.{key}" for section, part in schema.items() for key in part["properties"]}
     assert found <= expected
-    assert all(key == "postgres.url" or key.endswith("password") or key.endswith("token") for key in expected - found)
+    secrets = ("url", "more_urls", "password", "token")
+    assert all(key.endswith(secrets) for key in expected - found)

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import psycopg
 import pytest
 
 import generate
@@ -81,10 +82,10 @@ def test_two_servers_one_job(case):
     case.wait_ready(left, 60)
     case.wait_ready(right, 60)
     with case.producing((generator.event() for _ in range(EVENTS)), per_second=PER_SECOND, finish=True):
-        case.wait(lambda: case.rows() > EVENTS // 6, "a part of the rows")
+        case.wait(lambda: case.rows() > EVENTS // 6, "a part of the rows", 90)
         right.kill()
         again = case.start("again")
-        case.wait(lambda: case.rows() > EVENTS // 3, "more rows", 60)
+        case.wait(lambda: case.rows() > EVENTS // 3, "more rows", 120)
         case.stack.command("restart-postgres", "--server", "1", "--mode", "immediate")
     summary = finish(case, left, again)
     assert summary["produced"] == EVENTS
@@ -110,8 +111,8 @@ def test_a_server_that_is_away_holds_up_its_own(case, second_server):
         statement = "SELECT persist_frontier FROM partition_ledger WHERE partition = %s"
         return case.query(statement, (partition,))[0][0]
 
-    case.wait(lambda: all(frontier(partition) == ends[partition] for partition in ON[0]), "the first server's go on", 60)
-    case.wait(lambda: "days are not finished yet" in first.log(), "the day was tried", 60)
+    case.wait(lambda: all(frontier(partition) == ends[partition] for partition in ON[0]), "the first server's go on", 90)
+    case.wait(lambda: "days are not finished yet" in first.log(), "the day was tried", 90)
     # One that starts now takes what it can. To migrate it would need every server.
     first.kill()
     second = case.start_without_migration()
@@ -120,7 +121,7 @@ def test_a_server_that_is_away_holds_up_its_own(case, second_server):
     for partition in ON[0]:
         case.produce(events(200), partition=partition)
     ends = case.end_offsets()
-    case.wait(lambda: all(frontier(partition) == ends[partition] for partition in ON[0]), "and after a takeover", 60)
+    case.wait(lambda: all(frontier(partition) == ends[partition] for partition in ON[0]), "and after a takeover", 90)
     assert days(case) != (day, day) and day not in marks(case), "the day stays open"
     assert second.health()[0] == 200
     second_server.start()
@@ -144,7 +145,7 @@ def test_a_day_waits_for_every_servers_partitions(case):
     worker.kill()
     # Who takes the partition over closes its day, and then the topic's.
     worker = case.start_ready("second")
-    case.wait(lambda: days(case) == (day, day) and day in marks(case), f"{day} closed", 60)
+    case.wait(lambda: days(case) == (day, day) and day in marks(case), f"{day} closed", 90)
     assert days(case, 1)[0] >= day
     finish(case, worker)
 
@@ -190,9 +191,41 @@ def commands_know_every_server(case):
         gap = case.run("ledger", "accept-gap", "--partition", str(partition), "--to", "9", "--reason", "a test")
         assert gap.returncode == 66 and "is not stopped" in gap.stderr
     assert case.run("maintain").returncode == 0
+    audit = case.run("audit", "--json")
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    counts = json.loads(audit.stdout)["figures"]
+    assert (counts["partitions"], counts["rows_filed"]) == (6, case.rows())
+    verified = case.run("exports", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    files = sum(count for (count,) in case.query_all("SELECT count(*) FROM export_files"))
+    assert f"{files} objects" in verified.stdout
+    done = case.run("ledger", "reconcile", "--dry-run")
+    assert done.returncode == 66 and "does not know several Postgres servers" in done.stderr
+    # Whoever knows of the first server only is refused, and calls nothing lost or well.
     for command in (["ledger", "reconcile", "--dry-run"], ["exports", "verify"], ["audit"]):
-        done = case.run(*command)
-        assert done.returncode == 66 and "does not know several Postgres servers" in done.stderr, command
+        done = case.run(*command, POSTGRES__MORE_URLS="", POSTGRES__PLACEMENT="")
+        assert done.returncode == 66 and f"1 {case.location(1)}" in done.stderr, (command, done.stderr)
+
+
+def test_audit_and_checker_find_a_partition_on_two_servers(case):
+    generator = generate.Generator(75, case.schemas(), bad_share=0)
+    worker = case.start_ready()
+    case.produce(generator.event() for _ in range(1200))
+    finish(case, worker)
+    columns = case.query("SELECT string_agg(column_name, ', ' ORDER BY ordinal_position) FROM information_schema.columns"
+                         " WHERE table_name = 'user_interactions'")[0][0]
+    where = "WHERE kafka_partition = 4 AND kafka_offset < 3"
+    with psycopg.connect(case.urls[1]) as there, psycopg.connect(case.urls[0]) as here:
+        rows = there.cursor().copy(f"COPY (SELECT {columns} FROM user_interactions {where}) TO STDOUT")
+        with rows as source, here.cursor().copy(f"COPY user_interactions ({columns}) FROM STDIN") as target:
+            for block in source:
+                target.write(block)
+    code, found, text = case.check()
+    assert code == 1 and f"{case.topic}/4: rows, files or gaps on server 0, the ledger row on 1" in text
+    assert len([line for line in found["violations"]["doubled"]["examples"] if "two rows in the table" in line]) == 3, text
+    audit = case.run("audit")
+    assert audit.returncode == 2
+    assert f"{case.topic}/4: rows or files on server 0, its ledger row on 1" in audit.stdout
 
 
 def test_a_day_closes_over_both_servers(crossing):

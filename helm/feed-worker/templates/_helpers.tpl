@@ -107,6 +107,16 @@ annotations:
 {{- $problems = append $problems (printf "%s.database.secret is missing: its role is not the worker's; or set %s.enabled to false" $job $job) -}}
 {{- end -}}
 {{- end -}}
+{{- $placement := dig "postgres" "placement" "" .Values.config -}}
+{{- if ne (empty $placement) (empty .Values.database.moreKey) -}}
+{{- $problems = append $problems "database.moreKey (the Secret's key with the URLs of further Postgres servers) and config.postgres.placement belong together: set both or neither" -}}
+{{- end -}}
+{{- range $job := list "migration" "maintain" "audit" -}}
+{{- $values := get $.Values $job -}}
+{{- if and $values.enabled $placement (not $values.database.moreKey) -}}
+{{- $problems = append $problems (printf "%s.database.moreKey is missing: with config.postgres.placement the job needs the URLs of every server" $job) -}}
+{{- end -}}
+{{- end -}}
 {{- $auth := .Values.config.kafka.auth | default "none" -}}
 {{- if and .Values.topicsDrift.enabled (has $auth (list "msk_iam" "token_file")) (not (contains "FEED_WORKER_KAFKA__AUTH" (toJson .Values.topicsDrift.extraEnv))) -}}
 {{- $problems = append $problems (printf "topicsDrift.enabled: `feed-worker topics` cannot work with config.kafka.auth %s (docs/security.md): set it to false, or another FEED_WORKER_KAFKA__AUTH in topicsDrift.extraEnv" $auth) -}}
@@ -134,13 +144,20 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* The Postgres URL of a role. */}}
+{{/* The Postgres URL of a role, and those of further servers. */}}
 {{- define "feed-worker.databaseUrl" -}}
 - name: DATABASE_URL
   valueFrom:
     secretKeyRef:
       name: {{ .secret }}
       key: {{ .key }}
+{{- with .moreKey }}
+- name: FEED_WORKER_POSTGRES__MORE_URLS
+  valueFrom:
+    secretKeyRef:
+      name: {{ $.secret }}
+      key: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{/* The environment of the containers that read the configuration: (dict "root" . "database" <Secret and key, or nil>). */}}

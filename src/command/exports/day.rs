@@ -3,17 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use anyhow::Context;
 use bytes::Bytes;
-use sqlx::postgres::PgConnection;
 
+use super::ledgers::Ledgers;
 use crate::command::Failure;
 use crate::command::reconcile::insist;
 use crate::export::file::{FileIdentity, SealedFile};
 use crate::export::manifest::{FileEntry, Manifest, day_folder, manifest_key, parse_file_key, success_key};
 use crate::export::object::ObjectStore;
 use crate::export::read::RowReader;
-use crate::postgres::days;
 use crate::row::{RowHasher, day_text, parse_day};
 
 pub(super) struct Outside {
@@ -66,47 +64,33 @@ impl Day {
     /// between: so it is looked at again before it is told.
     pub async fn look(
         outside: &Outside,
-        connection: &mut PgConnection,
+        ledgers: &mut Ledgers,
         day: i32,
         quick: bool,
     ) -> Result<Self, Failure> {
-        let found = Self::look_once(outside, connection, day, quick).await?;
+        let found = Self::look_once(outside, ledgers, day, quick).await?;
         if found.is_closed || found.faults().is_empty() {
             return Ok(found);
         }
-        Self::look_once(outside, connection, day, quick).await
+        Self::look_once(outside, ledgers, day, quick).await
     }
 
     async fn look_once(
         outside: &Outside,
-        connection: &mut PgConnection,
+        ledgers: &mut Ledgers,
         day: i32,
         quick: bool,
     ) -> Result<Self, Failure> {
         let topic = &outside.topic;
-        let stand: Option<(i32, i32)> = sqlx::query_as(
-            "SELECT closed_day - date '1970-01-01', success_day - date '1970-01-01'
-             FROM topic_ledger WHERE topic = $1",
-        )
-        .bind(topic)
-        .fetch_optional(&mut *connection)
-        .await
-        .context("reading the ledger")?;
-        let Some((closed_day, success_day)) = stand else {
+        let Some((closed_day, success_day)) = ledgers.topic_days().await? else {
             return Err(Failure::Ledger(format!("the ledger has no topic {topic}")));
         };
         // Listed first: an open day gets files meanwhile, which the ledger then knows.
         let listed = outside.list(day).await?;
-        let frontiers =
-            days::export_frontiers(&mut *connection, topic).await.context("reading the ledger")?;
-        let entries =
-            days::files(&mut *connection, topic, day, day).await.context("reading the ledger's files")?;
-        let epochs =
-            days::epochs(&mut *connection, topic, day).await.context("reading the ledger's files")?;
-        let gaps = days::gaps(&mut *connection, topic, day).await.context("reading the ledger's gaps")?;
-        let partitions = days::partitions(&mut *connection, topic, day)
-            .await
-            .context("reading the ledger's partitions")?;
+        let frontiers = ledgers.export_frontiers().await?;
+        let (entries, epochs) = ledgers.files(day).await?;
+        let gaps = ledgers.gaps(day).await?;
+        let partitions = ledgers.partitions(day).await?;
         let manifest = Manifest::new(topic, day, &partitions, entries.clone(), gaps);
         let mut files = Vec::new();
         for entry in entries {

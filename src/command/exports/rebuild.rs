@@ -6,15 +6,13 @@
 //!    longer has, is a refusal that leaves the bucket as it was.
 //! 3. Objects are written if absent; the manifest after the files, `_SUCCESS` after the manifest.
 
-use anyhow::Context;
 use bytes::Bytes;
-use sqlx::postgres::PgConnection;
 
 use super::day::{Day, Filed, Outside, State, identity};
+use super::ledgers::Ledgers;
 use crate::command::Failure;
 use crate::export::file::{OpenFile, SealedFile};
 use crate::export::object::PutOutcome;
-use crate::postgres::reconcile::table_rows;
 use crate::row::{Rows, day_text};
 
 /// Offsets that are read back at a time. More is memory; less is more statements.
@@ -22,11 +20,11 @@ const OFFSETS_MAX: i64 = 20_000;
 
 pub(super) async fn run(
     outside: &Outside,
-    connection: &mut PgConnection,
+    ledgers: &mut Ledgers,
     day: i32,
     dry_run: bool,
 ) -> Result<(), Failure> {
-    let found = Day::look(outside, connection, day, false).await?;
+    let found = Day::look(outside, ledgers, day, false).await?;
     refuse_if_in_the_way(&found)?;
     let missing: Vec<&Filed> = found.files.iter().filter(|file| file.state == State::Missing).collect();
     let marks = [&found.manifest_state, &found.success_state].map(|state| *state == State::Missing);
@@ -36,7 +34,7 @@ pub(super) async fn run(
     }
     // All of them once before the first is written: half a rebuilt day helps nobody who then is refused.
     for file in &missing {
-        build(outside, connection, day, file).await?;
+        build(outside, ledgers, day, file).await?;
         if dry_run {
             println!("would write {}: {} rows, {} bytes", file.entry.key, file.entry.rows, file.entry.bytes);
         }
@@ -50,7 +48,7 @@ pub(super) async fn run(
         return Ok(());
     }
     for file in &missing {
-        let built = build(outside, connection, day, file).await?;
+        let built = build(outside, ledgers, day, file).await?;
         let (body, metadata) = (built.body.clone(), built.object_metadata());
         put(outside, &file.entry.key, body, SealedFile::CONTENT_TYPE, &metadata).await?;
         println!("written: {}: {} rows, {} bytes", file.entry.key, built.rows, built.body.len());
@@ -65,7 +63,7 @@ pub(super) async fn run(
             println!("written: {key}");
         }
     }
-    let faults = Day::look(outside, connection, day, true).await?.faults();
+    let faults = Day::look(outside, ledgers, day, true).await?.faults();
     if let Some(fault) = faults.first() {
         return Err(Failure::Differs(format!("{} is not well yet: {fault}", day_text(day))));
     }
@@ -98,7 +96,7 @@ fn refuse_if_in_the_way(day: &Day) -> Result<(), Failure> {
 /// The file, as it was written the first time.
 async fn build(
     outside: &Outside,
-    connection: &mut PgConnection,
+    ledgers: &mut Ledgers,
     day: i32,
     file: &Filed,
 ) -> Result<SealedFile, Failure> {
@@ -109,8 +107,7 @@ async fn build(
     let mut from = entry.first_offset;
     while from < end {
         let upto = end.min(from.saturating_add(OFFSETS_MAX));
-        let tuples =
-            table_rows(connection, entry.partition, from, upto).await.context("reading the table")?;
+        let tuples = ledgers.table_rows(entry.partition, from, upto).await?;
         if let Err(error) = open.append(&tuples) {
             return Err(Failure::Ledger(format!(
                 "{}: the table's rows are not of this file: {error}",
