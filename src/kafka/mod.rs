@@ -9,6 +9,7 @@ pub mod rebalance;
 pub mod security;
 pub mod source;
 pub mod tokens;
+mod wake;
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};

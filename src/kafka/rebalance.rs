@@ -19,6 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::source::{SourceEvent, Start, offsets, wait_for};
+use super::wake::wake_fetchers;
 use crate::config::Config;
 use crate::failpoint::failpoint;
 
@@ -221,6 +222,16 @@ impl GroupContext {
         Ok(())
     }
 
+    /// The client paused all partitions before it called, and has resumed those that stay.
+    fn wake(&self, consumer: &BaseConsumer<Self>) {
+        // A consumer that is closing needs nothing more.
+        if !self.events.is_closed()
+            && let Ok(assigned) = consumer.assignment()
+        {
+            wake_fetchers(consumer, assigned);
+        }
+    }
+
     /// Gives up what is assigned of a list. What is not, because taking it had failed, the client would
     /// refuse, and the rest with it.
     fn let_go(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> KafkaResult<()> {
@@ -252,7 +263,7 @@ impl ConsumerContext for GroupContext {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let assigns = matches!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS);
         let result = if assigns { self.on_assign(consumer, list) } else { self.on_revoke(consumer, list) };
-        let Err(error) = result else { return };
+        let Err(error) = result else { return self.wake(consumer) };
         tracing::error!(%error, "the rebalance failed: joining the group again");
         self.ask_rejoin();
         // The client waits for an assignment, or for its end, before it does anything else, even leave.

@@ -20,6 +20,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::rebalance::{Candidate, GroupContext};
+use super::wake::wake_fetchers;
 use crate::config::Config;
 use crate::failpoint::failpoint;
 use crate::record::Chunk;
@@ -272,6 +273,8 @@ impl Poller {
         let result = if pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
         if let Err(error) = result {
             tracing::warn!(%error, pause, "cannot pause or resume the partitions");
+        } else if !pause {
+            wake_fetchers(&self.consumer, list);
         }
     }
 
@@ -287,7 +290,11 @@ impl Poller {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.topic, partition);
         // The partition may have been revoked meanwhile: then there is nothing to hold.
-        let _ = if hold { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+        if hold {
+            let _ = self.consumer.pause(&list);
+        } else if self.consumer.resume(&list).is_ok() {
+            wake_fetchers(&self.consumer, list);
+        }
     }
 
     /// Polls until the chunk is full or nothing more is there, and hands it over.
