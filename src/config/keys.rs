@@ -69,9 +69,10 @@ sections! {
         /// Distance of the commits to Kafka. They only inform lag tools, the ledger is what counts. Larger:
         /// the lag that they show is older. Smaller: more requests.
         commit_interval_ms: u64 = 1_000;
-        /// KiB of records that the client may fetch ahead; part of the memory budget. Larger: more memory,
-        /// more fetched in vain when partitions move. Smaller: catching up gets slower.
-        queued_kbytes_max: u64 = 32_768;
+        /// KiB of memory that records fetched ahead may take; part of the memory budget, and each broker may add one
+        /// answer to it (a sixteenth, at least 1 MiB, compressed). Larger: more memory, more fetched in vain when
+        /// partitions move. Smaller: catching up gets slower.
+        queued_kbytes_max: u64 = 16_384;
         /// A partition may give nothing for so long while another client reads records of it; found so twice,
         /// the worker ends and is started anew. Larger: a client that hangs is noticed later. Smaller: must
         /// stay above the assign deadline.
@@ -200,10 +201,11 @@ sections! {
     export: Export {
         /// The whole budget in bytes: fetch queue, batches and open files. At the limit the largest file rolls.
         /// Larger: must fit the container. Smaller: smaller files when one worker has many partitions.
-        memory_bytes_max: u64 = 201_326_592;
+        memory_bytes_max: u64 = 150_994_944;
         /// Rows read back from the table at a time; fewer, if so many would take more than an eighth of the memory
-        /// budget. Larger: longer statements, more memory. Smaller: catching up gets slower.
-        catch_up_rows: u64 = 50_000;
+        /// budget. Larger: longer statements, more memory, and other partitions wait while they are encoded. Smaller:
+        /// catching up gets slower.
+        catch_up_rows: u64 = 10_000;
         /// How long an assignment must have stood before catching up begins. Larger: files come later after a
         /// takeover. Smaller: reads in vain while partitions still move.
         settle_ms: u64 = 2_000;

@@ -25,7 +25,9 @@ const NAMED: &[(&str, &str)] = &[
     ("heartbeat.interval.ms", "kafka.heartbeat_interval_ms"),
     ("max.poll.interval.ms", "kafka.max_poll_interval_ms"),
     ("metadata.broker.list", "kafka.bootstrap_servers"),
+    ("fetch.max.bytes", "kafka.queued_kbytes_max"),
     ("queued.max.messages.kbytes", "kafka.queued_kbytes_max"),
+    ("queued.min.messages", "kafka.queued_kbytes_max"),
     ("session.timeout.ms", "kafka.session_timeout_ms"),
     ("topic.metadata.refresh.interval.ms", "kafka.metadata_refresh_ms"),
 ];

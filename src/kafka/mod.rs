@@ -59,21 +59,27 @@ pub fn client_config(config: &Config) -> ClientConfig {
     client
 }
 
-/// What one answer of a broker may bring. The client wants no less than its `message.max.bytes`; more than
-/// its own default fills memory, and a broker gives no more.
+/// What one answer of a broker may bring, compressed, as a part of the prefetch: what a queue with room for one more
+/// record may take on top. The client wants no less than its `message.max.bytes`; a broker gives no more than 55 MB.
+const FETCH_SHARE: u64 = 16;
 const FETCH_BYTES_MIN: u64 = 1 << 20;
 const FETCH_BYTES_MAX: u64 = 50 << 20;
+/// The prefetch counts so many bytes for a record at least. The client's limit counts key and value alone, and its own
+/// bookkeeping is 370 bytes a record: small ones would take three times the prefetch. Larger starves the poll thread;
+/// smaller takes more memory than the budget says.
+const RECORD_BYTES: u64 = 1 << 10;
 
 /// The group's consumer. Our own invariants are set last: a pass-through key cannot undo them.
 pub fn consumer_config(config: &Config) -> ClientConfig {
     let kafka = &config.kafka;
     let mut client = client_config(config);
     // Prefetch is part of the memory budget. More does not help: one poll thread empties it.
+    let prefetch_bytes = kafka.queued_kbytes_max << 10;
     client.set("queued.max.messages.kbytes", kafka.queued_kbytes_max.to_string());
+    client.set("queued.min.messages", (prefetch_bytes / RECORD_BYTES).clamp(1, 10_000_000).to_string());
     client.set("fetch.message.max.bytes", "1048576");
-    // The queue is looked at before a fetch, not while one is answered: an answer for many partitions could
-    // bring 50 MiB on top of it.
-    let fetch_bytes = (kafka.queued_kbytes_max << 9).clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX);
+    // The queue is looked at before a fetch, not while one is answered.
+    let fetch_bytes = (prefetch_bytes / FETCH_SHARE).clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX);
     client.set("fetch.max.bytes", fetch_bytes.to_string());
     // The default of 1 s starves a consumer that keeps up; much less only costs wake-ups.
     client.set("fetch.queue.backoff.ms", "10");
