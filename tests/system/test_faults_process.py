@@ -396,27 +396,26 @@ def peak_kib(worker):
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
-def drained_per_second(case, events, **env):
-    """The same topic into sinks that nobody has used, by one worker; rows per second."""
+def cpu_s_of_a_drain(case, **env):
+    """The same topic into sinks that nobody has used, by one worker; its user and system seconds."""
     token = uuid.uuid4().hex[:6]
     case.group, case.prefix, case.database = f"group-{token}", f"exports-{token}", f"statsd_{token}"
     case._create_database()
     worker = case.start_ready(**env)
-    case.wait(lambda: case.rows() > 0, "first rows")
-    rows, started = case.rows(), time.monotonic()
     case.wait_drained()
-    rate = (events - rows) / (time.monotonic() - started)
     case.wait_exported()
+    with open(f"/proc/{worker.pid}/stat", encoding="ascii") as told:
+        user, system = told.read().rpartition(")")[2].split()[11:13]
     assert worker.stop() == 0, case.why()
-    return rate
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_agent_for_metrics_is_absent_or_slow(case):
-    """Row 44: nobody listens, or listens and never reads; the worker is as fast as with an agent."""
+    """Row 44: nobody listens, or listens and never reads; the worker drains all the same, and has no more to do than with
+    an agent. Not timed: its CPU is compared, which other work on the machine changes little."""
     generator = generate.Generator(91, bad_share=0)
-    events = 30_000
-    case.produce(generator.event() for _ in range(events))
-    rates = {"read": [], "unread": [], "absent": []}
+    case.produce(generator.event() for _ in range(30_000))
+    used = {"read": [], "unread": [], "absent": []}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as agent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
         for one in (agent, deaf):
             one.bind(("127.0.0.1", 0))
@@ -435,12 +434,12 @@ def test_agent_for_metrics_is_absent_or_slow(case):
         try:
             for kind in (*ports, *reversed(ports)):  # twice each, so that a busy machine is fair
                 env = {"STATSD__ENABLED": "true", "STATSD__ADDR": f"127.0.0.1:{ports[kind]}"}
-                rates[kind].append(drained_per_second(case, events, **env))
+                used[kind].append(cpu_s_of_a_drain(case, **env))
         finally:
             stop.set()
             listener.join()
-    best = {kind: max(found) for kind, found in rates.items()}
-    print({kind: round(rate) for kind, rate in best.items()})
+    least = {kind: min(found) for kind, found in used.items()}
+    print(least)
     assert any(b"persist.rows.committed" in line for line in lines), "the agent that is there gets metrics"
-    assert best["absent"] > 0.5 * best["read"] and best["unread"] > 0.5 * best["read"], best
+    assert least["absent"] < 2 * least["read"] and least["unread"] < 2 * least["read"], least
     case.assert_clean()
