@@ -183,7 +183,7 @@ sections! {
         age_ms_max: u64 = 20;
         /// Bytes of values; part of the memory budget. Larger: more memory. Smaller: large events make
         /// small batches.
-        bytes_max: usize = 16_777_216;
+        bytes_max: usize = 8_388_608;
     }
 
     /// When a Parquet file is closed and uploaded: at the first limit that is reached, and at the day's end.
