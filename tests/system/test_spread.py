@@ -243,3 +243,15 @@ def test_a_day_closes_over_both_servers(crossing):
     assert listed == rows and set(rows) & set(ON[0]) and set(rows) & set(ON[1])
     assert days(case) == (crossing.day, crossing.day)
     assert days(case, 1)[0] == crossing.day
+    audit = case.run("audit", "--day", crossing.day)
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    verified = case.run("exports", "verify", "--day", crossing.day)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    # A file of each server comes back from its own table.
+    for partition in (ON[0][0], ON[1][0]):
+        key = next(file["key"] for file in manifest["files"] if file["partition"] == partition)
+        body = case.objects.read(key)
+        case.objects.delete(key)
+        rebuilt = case.run("exports", "rebuild", "--day", crossing.day)
+        assert rebuilt.returncode == 0, rebuilt.stdout + rebuilt.stderr
+        assert case.objects.read(key) == body
