@@ -4,6 +4,8 @@
 #[path = "support/postgres.rs"]
 mod postgres;
 
+use std::time::{Duration, Instant};
+
 use feed_worker::config::{Config, Secret};
 use feed_worker::kafka::rebalance::Candidate;
 use feed_worker::outside::Database;
@@ -15,6 +17,9 @@ use postgres::Postgres as Server;
 
 const TOPIC: &str = "feed.spread";
 const DAY: i32 = 20_000;
+/// Shorter may miss a slow machine's wait, which makes the test weaker and not wrong; longer comes near the 5 s after
+/// which Postgres ends a transaction that does nothing.
+const COMES_TO_A_LOCK_MAX: Duration = Duration::from_secs(3);
 const LIMITS: RejectLimits = RejectLimits { run_max: 10, ratio_max: 0.5, window: 100 };
 
 /// Two servers, with migrated tables and the topic at home.
@@ -107,6 +112,24 @@ impl Pair {
         assert_eq!(ended, 1);
     }
 
+    /// Until somebody waits for a lock on a server, or would have come to it.
+    async fn wait_for_who_waits(&self, server: usize) {
+        let begun = Instant::now();
+        while begun.elapsed() < COMES_TO_A_LOCK_MAX {
+            let waiting: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock'",
+            )
+            .fetch_one(&self.servers[server].pool)
+            .await
+            .unwrap();
+            if waiting > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// From now on a transaction that closes a day of the topic fails when it commits.
     async fn fail_commits(&self, server: usize) {
         let statements = "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
@@ -188,13 +211,16 @@ async fn a_partition_that_begins_while_a_day_closes_begins_after_it() {
     let spread = pair.spread("1: 1, 3-9: 1");
     pair.with_closed_partitions(&spread).await;
     let other = pair.spread("1: 1, 3-9: 1");
-    let close = spread.close_topic(Box::pin(async {
+    let (hold, held) = tokio::sync::oneshot::channel();
+    let at = &pair;
+    let close = spread.close_topic(Box::pin(async move {
+        hold.send(()).unwrap();
         // Asked for before partition 3 came to be; its taking over has to wait for the closing.
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        at.wait_for_who_waits(0).await;
         Some(vec![0, 1])
     }));
     let begin = async {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        held.await.unwrap();
         pair.assign(&other, &[3]).await
     };
     let (closed, begun) = tokio::join!(close, begin);
