@@ -59,13 +59,17 @@ class Crossing:
         for partition in range(3):
             self.busy.produce(self.events(200), partition=partition)
         self.spread.produce(self.events(300))
-        for case in self.cases:
-            case.wait(lambda case=case: MARKS <= self.marks(case, self.day), f"{self.day} closed", 60)
+        for case in (self.busy, self.quiet):
+            self.wait_closed(case)
         self.closed_after_s = self.stack.now_s() - self.midnight_s
+        self.wait_closed(self.spread)
         self.quiet.produce(self.events(500))
         for case in self.cases:
             case.wait_drained()
         self.codes = [worker.stop() for worker in workers]
+
+    def wait_closed(self, case):
+        case.wait(lambda: MARKS <= self.marks(case, self.day), f"{self.day} closed", 60)
 
     def marks(self, case, day):
         prefix = f"{case.prefix}/{day}/"
@@ -89,7 +93,7 @@ class Crossing:
 
 
 def make(target):
-    """Some three quarters of a minute are left for starting and for the first day's events."""
+    """A minute and a quarter are left for the workers' start and for the first day's events."""
     today = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%d")
-    clock = ("--clock-at", f"{today} 23:58:50")
+    clock = ("--clock-at", f"{today} 23:58:20")
     return harness.Stack(target / "stack-day", "--s3", "builtin", "--postgres-fast", *clock, fresh=True)

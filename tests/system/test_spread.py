@@ -7,11 +7,17 @@ import psycopg
 import pytest
 
 import generate
+import harness
 from closed_day import MARKS
 from spread import ON, SpreadCase
 
 EVENTS = 60_000
 PER_SECOND = 6000
+# Whoever is first migrates two databases.
+READY_MAX_S = 60
+DAY_S = 86_400
+# What a test of yesterday takes, and some more.
+LONG_DAY_S = 180
 
 
 @pytest.fixture
@@ -40,6 +46,18 @@ def second_server(case):
     case.stack.command("start-postgres", "--server", "1")
 
 
+@pytest.fixture
+def long_day(stack):
+    """Midnight does not come while a test looks at yesterday: partitions that move on close their days."""
+    harness.wait_until(lambda: stack.now_s() % DAY_S < DAY_S - LONG_DAY_S, "midnight to pass", LONG_DAY_S + 30)
+
+
+def started(case, name):
+    worker = case.start(name)
+    case.wait_ready(worker, READY_MAX_S)
+    return worker
+
+
 def days(case, server=0):
     """The topic's closed day, and the last finished one."""
     return case.query_on(server, "SELECT closed_day::text, success_day::text FROM topic_ledger")[0]
@@ -52,6 +70,11 @@ def marks(case):
         day, _, name = key.removeprefix(case.prefix + "/").partition("/")
         found.setdefault(day, set()).add(name)
     return {day for day, names in found.items() if names >= MARKS}
+
+
+def is_finished(case, day):
+    """Closed and noted as finished, and its marks are there; later days may be, too."""
+    return min(days(case)) >= day and day in marks(case)
 
 
 def begin_yesterday(case):
@@ -79,26 +102,29 @@ def test_two_servers_one_job(case):
     """A worker is killed and a server crashes in the middle."""
     generator = generate.Generator(71, case.schemas(), bad_share=0.01)
     left, right = case.start("left"), case.start("right")
-    case.wait_ready(left, 60)
-    case.wait_ready(right, 60)
+    for worker in (left, right):
+        case.wait_ready(worker, READY_MAX_S)
     with case.producing((generator.event() for _ in range(EVENTS)), per_second=PER_SECOND, finish=True):
         case.wait(lambda: case.rows() > EVENTS // 6, "a part of the rows", 90)
         right.kill()
         again = case.start("again")
         case.wait(lambda: case.rows() > EVENTS // 3, "more rows", 120)
         case.stack.command("restart-postgres", "--server", "1", "--mode", "immediate")
+    case.wait_drained(120)
+    # Before they stop: a commit may be refused while the group changes.
+    case.wait(lambda: case.committed() == case.end_offsets(), "kafka's offsets at the end", 60)
     summary = finish(case, left, again)
     assert summary["produced"] == EVENTS
     assert summary["dead_lettered"] > EVENTS // 200
     assert summary["exported"] == summary["persisted"]
     case.assert_each_on_its_server()
-    assert case.committed() == {partition: persist for partition, (persist, _, _) in case.frontiers().items()}
+    assert {partition: persist for partition, (persist, _, _) in case.frontiers().items()} == case.end_offsets()
 
 
-def test_a_server_that_is_away_holds_up_its_own(case, second_server):
+def test_a_server_that_is_away_holds_up_its_own(case, second_server, long_day):
     generator = generate.Generator(72, case.schemas(), bad_share=0)
     events = lambda count: (generator.event() for _ in range(count))  # noqa: E731
-    first = case.start_ready("first")
+    first = started(case, "first")
     case.produce(events(3000))
     case.wait_drained()
     begin_yesterday(case)
@@ -116,23 +142,23 @@ def test_a_server_that_is_away_holds_up_its_own(case, second_server):
     # One that starts now takes what it can. To migrate it would need every server.
     first.kill()
     second = case.start_without_migration()
-    case.wait_ready(second, 60)
+    case.wait_ready(second, READY_MAX_S)
     case.wait(lambda: second.log().count("its Postgres server is away") >= len(ON[1]), "the others wait", 60)
     for partition in ON[0]:
         case.produce(events(200), partition=partition)
     ends = case.end_offsets()
     case.wait(lambda: all(frontier(partition) == ends[partition] for partition in ON[0]), "and after a takeover", 90)
-    assert days(case) != (day, day) and day not in marks(case), "the day stays open"
-    assert second.health()[0] == 200
+    assert days(case)[0] < day and day not in marks(case), "the day stays open"
+    case.wait(lambda: second.health()[0] == 200, "healthy all the same", 60)
     second_server.start()
-    case.wait(lambda: days(case) == (day, day) and day in marks(case), f"{day} closed", 90)
+    case.wait(lambda: is_finished(case, day), f"{day} closed", 90)
     finish(case, second)
     case.assert_each_on_its_server()
 
 
-def test_a_day_waits_for_every_servers_partitions(case):
+def test_a_day_waits_for_every_servers_partitions(case, long_day):
     generator = generate.Generator(73, case.schemas(), bad_share=0)
-    worker = case.start_ready("first")
+    worker = started(case, "first")
     case.produce(generator.event() for _ in range(1200))
     case.wait_drained()
     begin_yesterday(case)
@@ -140,12 +166,13 @@ def test_a_day_waits_for_every_servers_partitions(case):
     day = reopen_yesterday(case)
     # The worker looks every five seconds.
     with pytest.raises(AssertionError, match="closed too early"):
-        case.wait(lambda: days(case)[0] == day, "closed too early", 12)
-    assert day not in marks(case)
+        case.wait(lambda: days(case)[0] >= day, "closed too early", 12)
+    assert worker.alive, case.why()
+    assert days(case)[0] < day and day not in marks(case)
     worker.kill()
     # Who takes the partition over closes its day, and then the topic's.
-    worker = case.start_ready("second")
-    case.wait(lambda: days(case) == (day, day) and day in marks(case), f"{day} closed", 90)
+    worker = started(case, "second")
+    case.wait(lambda: is_finished(case, day), f"{day} closed", 90)
     assert days(case, 1)[0] >= day
     finish(case, worker)
 
@@ -158,7 +185,7 @@ def refused(case, **env):
 
 def test_a_placement_that_moves_a_partition_is_refused(case):
     generator = generate.Generator(74, case.schemas(), bad_share=0.01)
-    worker = case.start_ready("first")
+    worker = started(case, "first")
     case.produce(generator.event() for _ in range(3000))
     case.wait_drained()
     case.wait_exported()
@@ -173,7 +200,7 @@ def test_a_placement_that_moves_a_partition_is_refused(case):
     assert "partition 3 is configured for server 0" in told and case.location(1) in told
     assert case.frontiers() == before, "nothing was taken over"
     commands_know_every_server(case)
-    finish(case, case.start_ready("again"))
+    finish(case, started(case, "again"))
 
 
 def commands_know_every_server(case):
@@ -209,7 +236,7 @@ def commands_know_every_server(case):
 
 def test_audit_and_checker_find_a_partition_on_two_servers(case):
     generator = generate.Generator(75, case.schemas(), bad_share=0)
-    worker = case.start_ready()
+    worker = started(case, "worker")
     case.produce(generator.event() for _ in range(1200))
     finish(case, worker)
     columns = case.query("SELECT string_agg(column_name, ', ' ORDER BY ordinal_position) FROM information_schema.columns"
