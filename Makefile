@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-scaling bench-live bench-memory bench-leaves bench-check deny clean
+.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-scaling bench-replicas bench-live bench-memory bench-leaves bench-check deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ bench-peers: install ## The same topic drained by the worker, plain Python, Flin
 
 bench-scaling: install ## What an event costs by partitions, lanes, batches, JSON and bad events
 	benches/scaling/run
+
+bench-replicas: install ## One to six workers on 6 and 24 partitions, rows on one and on two Postgres servers
+	benches/replicas/run
 
 bench-live: install ## At 5,000 events/s: how long until a row is visible; a start, a rebalance, a kill
 	benches/live/run

@@ -51,8 +51,8 @@ class Stack:
         return {**os.environ, **values, "FEED_WORKER_HEALTH__ADDR": "127.0.0.1:0", "FEED_WORKER_STATSD__ENABLED": "false"}
 
     def postgres_cpu_s(self):
-        """User + system seconds of the stack's Postgres: its server processes that live, and those that ended."""
-        pid = int((self.folder / "run/postgres.pid").read_text().split()[0])
+        """User + system seconds of the stack's Postgres servers: their processes that live, and those that ended."""
+        servers = {int(file.read_text().split()[0]) for file in (self.folder / "run").glob("postgres*.pid")}
         ticks = 0
         for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -60,9 +60,9 @@ class Stack:
             except OSError:
                 continue
             number = int(stat.parent.name)
-            if number == pid:
+            if number in servers:
                 ticks += sum(int(fields[index]) for index in (11, 12, 13, 14))
-            elif int(fields[1]) == pid:
+            elif int(fields[1]) in servers:
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
