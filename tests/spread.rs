@@ -262,6 +262,10 @@ async fn a_partition_begins_on_one_server_however_workers_are_configured() {
             [&both.0, &both.1].iter().filter(|one| one.as_ref().is_ok_and(|a| !a.owned.is_empty())).count();
         assert_eq!(taken, 1, "partition {partition}: {both:?}");
     }
+    // The same number is another server where the order differs: what is entered for one begins on no other.
+    let entered = places::enter(&pair.servers[0], &pair.who, &[10], (1, "elsewhere:5432/other")).await;
+    assert_eq!(entered.unwrap(), DAY - 1);
+    assert!(matches!(pair.assign(&pair.spread("10: 1"), &[10]).await, Err(LedgerError::Refused(_))));
     let rows = [pair.rows(0).await, pair.rows(1).await].concat();
     let mut partitions: Vec<i32> = rows.iter().map(|(partition, _)| *partition).collect();
     partitions.sort_unstable();

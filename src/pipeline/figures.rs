@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::{Done, Pipeline, Stopped};
@@ -17,6 +18,7 @@ use crate::lag::{LagStatus, Observation, Window};
 use crate::outside::{Broker, Database};
 use crate::partition::Wait;
 use crate::placement::Placement;
+use crate::postgres::ledger::Owned;
 use crate::row;
 use crate::telemetry::{health, metrics};
 
@@ -166,7 +168,7 @@ impl Pipeline {
                 stopped: false,
             })
             .collect();
-        let stopped: Vec<i32> = self.stopped.keys().copied().collect();
+        let stopped = self.stopped.iter().map(|(id, stopped)| (*id, stopped.committed)).collect();
         let asks_retention = self.figures.retention_asked_at.is_none_or(|at| at.elapsed() >= ASK_RETENTION);
         if asks_retention {
             self.figures.retention_asked_at = Some(Instant::now());
@@ -177,7 +179,7 @@ impl Pipeline {
             placement: self.placement.clone(),
             clock: self.clock,
         };
-        self.tasks.start(async move { Done::Measured(asked.measure(seen, &stopped, asks_retention).await) });
+        self.tasks.start(async move { Done::Measured(asked.measure(seen, stopped, asks_retention).await) });
     }
 
     pub(super) fn on_measured(&mut self, measured: Measured) {
@@ -235,7 +237,12 @@ impl Asked {
         self.clock.0 + self.clock.1.elapsed().as_millis() as i64
     }
 
-    async fn measure(&self, mut seen: Vec<Seen>, stopped: &[i32], asks_retention: bool) -> Measured {
+    async fn measure(
+        &self,
+        mut seen: Vec<Seen>,
+        stopped: Vec<(i32, Option<i64>)>,
+        asks_retention: bool,
+    ) -> Measured {
         seen.extend(self.stopped(stopped).await);
         let lags = self.lags(seen).await.unwrap_or_else(|error| {
             metrics::retried("kafka");
@@ -247,24 +254,30 @@ impl Asked {
         Measured { now_ms: self.now_ms(), lags, retention, unowned }
     }
 
-    /// Of partitions that wait for an operator only the ledger knows the frontiers.
-    async fn stopped(&self, ids: &[i32]) -> Vec<Seen> {
-        if ids.is_empty() {
-            return Vec::new();
+    /// Of partitions that wait, for an operator or for their server, only the ledger knows the frontiers; while their
+    /// server is away, the group's offset (where it is known) stands for both.
+    async fn stopped(&self, waiting: Vec<(i32, Option<i64>)>) -> Vec<Seen> {
+        let mut by_server: BTreeMap<usize, Vec<i32>> = BTreeMap::new();
+        for (id, _) in &waiting {
+            by_server.entry(self.placement.server_of(*id)).or_default().push(*id);
         }
-        let ledger = self.database.peek(ids).await.unwrap_or_default();
-        ids.iter()
-            .filter_map(|id| ledger.get(id))
-            .map(|row| Seen {
-                id: row.partition,
-                persisted: row.persist_frontier,
-                exported: row.export_frontier,
+        // One server at a time is asked for its own: one that is away takes no other's figures.
+        let ledgers = join_all(by_server.values().map(|ids| self.database.peek(ids))).await;
+        let ledger: BTreeMap<i32, Owned> = ledgers.into_iter().flatten().flatten().collect();
+        let seen = |(id, committed): (i32, Option<i64>)| {
+            let row = ledger.get(&id);
+            let persisted = row.map_or(committed, |row| Some(row.persist_frontier))?;
+            Some(Seen {
+                id,
+                persisted,
+                exported: row.map_or(persisted, |row| row.export_frontier),
                 next_ms: None,
                 oldest_row: OldestRow::Unknown,
-                first_day: row.closed_day + 1,
+                first_day: row.map_or(0, |row| row.closed_day + 1),
                 stopped: true,
             })
-            .collect()
+        };
+        waiting.into_iter().filter_map(seen).collect()
     }
 
     async fn lags(&self, seen: Vec<Seen>) -> anyhow::Result<Vec<Lag>> {

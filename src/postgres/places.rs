@@ -2,9 +2,12 @@
 //! it there, once and for good, before its ledger row begins on its server.
 //!
 //! 1. The entry is a row of the home server's ledger that is stopped, as [`ELSEWHERE`]: a worker that knows nothing of
-//!    other servers does not consume the partition, nor does it close a day, for the row's day never moves.
+//!    other servers does not consume the partition, nor does it close a day, for the row's day never moves. (A release
+//!    that does not know such rows would write the manifest of a day that others have closed, without these
+//!    partitions' files: docs/deploy.md says when placement may be configured.)
 //! 2. One row of one table decides, whoever comes first: two workers that are configured differently cannot both begin
-//!    a partition, each on another server.
+//!    a partition, each on another server. What is compared is the server's address, not only its number: the same
+//!    number names another server where the configured order differs.
 //! 3. Nobody ever removes an entry: the partition stays where it is.
 
 use std::collections::BTreeMap;
@@ -78,7 +81,8 @@ pub async fn enter(
         if place.is_empty() {
             return Err(LedgerError::Refused(refusal(partition, &wanted, &format!("0 ({})", home.location))));
         }
-        if number(&place) != Some(server) {
+        // It has no row on this server: whoever entered it may begin it elsewhere at any time, unless that is here.
+        if place != format!("{server} {location}") {
             return Err(LedgerError::Refused(refusal(partition, &wanted, &place)));
         }
     }
@@ -122,7 +126,7 @@ pub async fn check(servers: &[Postgres], placement: &Placement, topic: &str) -> 
     for (server, postgres) in servers.iter().enumerate() {
         let found = match postgres.in_time(places(&postgres.pool, topic)).await {
             Ok(found) => found,
-            // Whoever takes partitions over there asks again.
+            // Nothing begins on it before it answers; what has begun there is found by its own rows.
             Err(error) if server > 0 => {
                 tracing::warn!(server, postgres.location, %error, "whose partitions it has is not known yet");
                 continue;

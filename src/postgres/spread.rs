@@ -162,6 +162,15 @@ async fn closed_days(executor: impl PgExecutor<'_>, topic: &str) -> Result<Vec<(
     .await
 }
 
+/// The partitions that home knows to be on another server.
+async fn entered(executor: impl PgExecutor<'_>, topic: &str) -> Result<Vec<i32>, sqlx::Error> {
+    sqlx::query_scalar("SELECT partition FROM partition_ledger WHERE topic = $1 AND stopped = $2")
+        .bind(topic)
+        .bind(places::ELSEWHERE)
+        .fetch_all(executor)
+        .await
+}
+
 impl Spread {
     /// Closes the topic's days up to the least closed day of its partitions, wherever they are.
     ///
@@ -192,11 +201,16 @@ impl Spread {
         }
         let Some(partitions) = partitions.await else { return Ok(()) };
         let mut closed = BTreeMap::new();
+        let mut elsewhere = Vec::new();
         for (server, tx) in &mut held {
             let found = closed_days(&mut **tx, &self.topic).await?;
             closed.extend(found.into_iter().filter(|(partition, _)| self.is_on(*server, *partition)));
+            if *server == 0 {
+                elsewhere = entered(&mut **tx, &self.topic).await?;
+            }
         }
-        let least = partitions.iter().map(|partition| closed.get(partition).copied());
+        // Brokers may be late in naming a partition that somebody has entered already.
+        let least = partitions.iter().chain(&elsewhere).map(|partition| closed.get(partition).copied());
         // A partition that no server knows keeps the day open.
         let Some(least) = least.collect::<Option<Vec<i32>>>().and_then(|days| days.into_iter().min()) else {
             return Ok(());
