@@ -86,23 +86,24 @@ pub(super) async fn log_action(
 }
 
 async fn show(config: &Config, json: bool) -> Result<(), Failure> {
-    let mut rows = Vec::new();
-    for server in 0..config.postgres.urls().count() {
-        rows.extend(shown(config, server).await?);
-    }
-    rows.sort_by_key(|row| row.get::<i32, _>("partition"));
-    tell(config, json, rows)
-}
-
-/// The partitions that a server has, but not those of which it only says that they are elsewhere: the other one's row
-/// is the partition's. Finished days stand at the first server.
-async fn shown(config: &Config, server: usize) -> Result<Vec<PgRow>, Failure> {
+    // Finished days stand at the first server.
     let success: Option<String> =
         sqlx::query_scalar("SELECT success_day::text FROM topic_ledger WHERE topic = $1")
             .bind(&config.kafka.topic)
             .fetch_optional(&mut *connect(config, 0).await?)
             .await
             .context("reading the ledger")?;
+    let mut rows = Vec::new();
+    for server in 0..config.postgres.urls().count() {
+        rows.extend(shown(config, server, success.as_deref()).await?);
+    }
+    rows.sort_by_key(|row| row.get::<i32, _>("partition"));
+    tell(config, json, rows)
+}
+
+/// The partitions that a server has, but not those of which it only says that they are elsewhere: the other one's row
+/// is the partition's.
+async fn shown(config: &Config, server: usize, success: Option<&str>) -> Result<Vec<PgRow>, Failure> {
     let mut tx = connect(config, server).await?;
     let rows = sqlx::query(
         "SELECT l.partition, l.epoch, l.owner, l.persist_frontier, l.persist_day::text AS persist_day,

@@ -58,7 +58,7 @@ async fn migrate(config: &Config, server: usize) -> Result<(), Failure> {
         }
         error => Failure::Ledger(format!("migrating the tables: {error}")),
     })?;
-    tracing::info!(server, version = newest(), "the tables are of this program's version");
+    tracing::info!(server, version = postgres::newest_version(), "the tables are of this program's version");
     Ok(())
 }
 
@@ -67,10 +67,10 @@ pub async fn check(pool: &PgPool) -> Result<(), Failure> {
     let version =
         postgres::version(pool).await.map_err(|error| failure(error, "reading the version of the tables"))?;
     // Newer tables are fine: migrations only add, so that an upgrade can be rolled back.
-    if version < newest() {
+    if version < postgres::newest_version() {
         return Err(Failure::Ledger(format!(
             "the tables are of version {version}, this program needs {}: run `feed-worker migrate`",
-            newest()
+            postgres::newest_version()
         )));
     }
     Ok(())
@@ -91,8 +91,4 @@ impl Failure {
         let Failure::Other(error) = self else { return false };
         error.chain().filter_map(|cause| cause.downcast_ref::<sqlx::Error>()).any(postgres::is_passing)
     }
-}
-
-fn newest() -> i64 {
-    postgres::newest_version()
 }

@@ -73,8 +73,7 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
 
 /// Everything that must be true before the group is joined. What is away is waited for.
 async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
-    let servers = (0..config.postgres.urls().count()).map(|server| Postgres::on(config, server));
-    let mut servers = servers.collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::from)?;
+    let mut servers = Postgres::all(config).map_err(anyhow::Error::from)?;
     let store: Arc<dyn ObjectStore> = Arc::new(
         S3::connect(&s3_settings(config)).await.map_err(|e| anyhow::anyhow!("object store client: {e}"))?,
     );

@@ -21,11 +21,11 @@ const OWNED: &[&str] = &[
 const NAMED: &[(&str, &str)] = &[
     ("bootstrap.servers", "kafka.bootstrap_servers"),
     ("client.id", "kafka.client_id"),
+    ("fetch.max.bytes", "kafka.queued_kbytes_max"),
     ("group.id", "kafka.group_id"),
     ("heartbeat.interval.ms", "kafka.heartbeat_interval_ms"),
     ("max.poll.interval.ms", "kafka.max_poll_interval_ms"),
     ("metadata.broker.list", "kafka.bootstrap_servers"),
-    ("fetch.max.bytes", "kafka.queued_kbytes_max"),
     ("queued.max.messages.kbytes", "kafka.queued_kbytes_max"),
     ("queued.min.messages", "kafka.queued_kbytes_max"),
     ("session.timeout.ms", "kafka.session_timeout_ms"),

@@ -89,9 +89,9 @@ impl Pipeline {
 
     fn reading_waits(&self, server: usize) -> bool {
         let settled = Duration::from_millis(self.config.export.settle_ms);
-        let lanes =
-            self.lanes.iter().skip(server * self.config.postgres.lanes).take(self.config.postgres.lanes);
-        let busy = !self.backlog.is_empty() && lanes.into_iter().all(|lane| lane.busy.is_some());
+        let lanes = self.config.postgres.lanes;
+        let mut lanes = self.lanes.iter().skip(server * lanes).take(lanes);
+        let busy = !self.backlog.is_empty() && lanes.all(|lane| lane.busy.is_some());
         let reading = &self.reading[server];
         let yields = busy && reading.at.elapsed() < READ_YIELD;
         let chunks = 1 + self.reading.iter().filter(|reading| reading.of.is_some()).count();

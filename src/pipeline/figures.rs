@@ -261,7 +261,7 @@ impl Asked {
         for (id, _) in &waiting {
             by_server.entry(self.placement.server_of(*id)).or_default().push(*id);
         }
-        // One server at a time is asked for its own: one that is away takes no other's figures.
+        // Each server is asked for its own: one that is away takes no other's figures.
         let ledgers = join_all(by_server.values().map(|ids| self.database.peek(ids))).await;
         let ledger: BTreeMap<i32, Owned> = ledgers.into_iter().flatten().flatten().collect();
         let seen = |(id, committed): (i32, Option<i64>)| {

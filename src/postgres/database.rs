@@ -36,6 +36,11 @@ impl Postgres {
         Self::on(config, 0)
     }
 
+    /// Every server of the configuration, by its number.
+    pub fn all(config: &Config) -> Result<Vec<Self>, sqlx::Error> {
+        (0..config.postgres.urls().count()).map(|server| Postgres::on(config, server)).collect()
+    }
+
     /// The server of that number.
     pub fn on(config: &Config, server: usize) -> Result<Self, sqlx::Error> {
         Ok(Postgres {

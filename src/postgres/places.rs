@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 
 use sqlx::PgExecutor;
-use sqlx::postgres::PgPool;
 
 use super::Postgres;
 use super::ledger::{Identity, LedgerError, check_identity};
@@ -96,8 +95,11 @@ const PLACES: &str =
      FROM partition_ledger WHERE topic = $1";
 
 /// What a server's ledger says of where partitions are; nothing where it is here.
-pub async fn places(pool: &PgPool, topic: &str) -> Result<BTreeMap<i32, String>, sqlx::Error> {
-    let found: Vec<(i32, String)> = sqlx::query_as(PLACES).bind(topic).fetch_all(pool).await?;
+pub async fn places(
+    executor: impl PgExecutor<'_>,
+    topic: &str,
+) -> Result<BTreeMap<i32, String>, sqlx::Error> {
+    let found: Vec<(i32, String)> = sqlx::query_as(PLACES).bind(topic).fetch_all(executor).await?;
     Ok(found.into_iter().collect())
 }
 

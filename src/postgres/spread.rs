@@ -76,6 +76,21 @@ impl Spread {
         try_join_all(self.servers.iter().map(ask)).await
     }
 
+    /// What home says; while it is away, what the first of the others says that counts.
+    async fn home_or_another<'a, T>(
+        &'a self,
+        ask: impl Fn(&'a Postgres) -> DatabaseFuture<'a, T>,
+        counts: impl Fn(&T) -> bool,
+    ) -> Result<T, sqlx::Error> {
+        let why = match timeout(PATIENCE, ask(self.home())).await {
+            Ok(Ok(said)) => return Ok(said),
+            Ok(Err(error)) => error,
+            Err(_) => sqlx::Error::PoolTimedOut,
+        };
+        let others = join_all(self.servers[1..].iter().map(|server| timeout(PATIENCE, ask(server))));
+        others.await.into_iter().flatten().flatten().find(counts).ok_or(why)
+    }
+
     async fn assign_on(
         &self,
         server: usize,
@@ -162,15 +177,6 @@ async fn closed_days(executor: impl PgExecutor<'_>, topic: &str) -> Result<Vec<(
     .await
 }
 
-/// The partitions that home knows to be on another server.
-async fn entered(executor: impl PgExecutor<'_>, topic: &str) -> Result<Vec<i32>, sqlx::Error> {
-    sqlx::query_scalar("SELECT partition FROM partition_ledger WHERE topic = $1 AND stopped = $2")
-        .bind(topic)
-        .bind(places::ELSEWHERE)
-        .fetch_all(executor)
-        .await
-}
-
 impl Spread {
     /// Closes the topic's days up to the least closed day of its partitions, wherever they are.
     ///
@@ -201,16 +207,17 @@ impl Spread {
         }
         let Some(partitions) = partitions.await else { return Ok(()) };
         let mut closed = BTreeMap::new();
-        let mut elsewhere = Vec::new();
+        let mut elsewhere = BTreeMap::new();
         for (server, tx) in &mut held {
             let found = closed_days(&mut **tx, &self.topic).await?;
             closed.extend(found.into_iter().filter(|(partition, _)| self.is_on(*server, *partition)));
             if *server == 0 {
-                elsewhere = entered(&mut **tx, &self.topic).await?;
+                elsewhere = places::places(&mut **tx, &self.topic).await?;
+                elsewhere.retain(|_, place| !place.is_empty());
             }
         }
         // Brokers may be late in naming a partition that somebody has entered already.
-        let least = partitions.iter().chain(&elsewhere).map(|partition| closed.get(partition).copied());
+        let least = partitions.iter().chain(elsewhere.keys()).map(|partition| closed.get(partition).copied());
         // A partition that no server knows keeps the day open.
         let Some(least) = least.collect::<Option<Vec<i32>>>().and_then(|days| days.into_iter().min()) else {
             return Ok(());
@@ -255,17 +262,7 @@ impl Database for Spread {
 
     /// Home enters a topic first: where any server knows it, home does.
     fn topic_known(&self) -> DatabaseFuture<'_, (bool, i64)> {
-        Box::pin(async {
-            let why = match timeout(PATIENCE, self.home().topic_known()).await {
-                Ok(Ok(known)) => return Ok(known),
-                Ok(Err(error)) => error,
-                Err(_) => sqlx::Error::PoolTimedOut,
-            };
-            let others =
-                join_all(self.servers[1..].iter().map(|server| timeout(PATIENCE, server.topic_known())));
-            let known = others.await.into_iter().flatten().flatten().find(|(known, _)| *known);
-            known.ok_or(why)
-        })
+        Box::pin(self.home_or_another(Postgres::topic_known, |(known, _)| *known))
     }
 
     fn enter_topic<'a>(&'a self, who: &'a Identity, first_day: i32) -> DatabaseFuture<'a, ()> {
@@ -357,15 +354,7 @@ impl Database for Spread {
 
     /// Home's; while it is away, that of the first server that answers.
     fn now_ms(&self) -> DatabaseFuture<'_, i64> {
-        Box::pin(async {
-            let why = match timeout(PATIENCE, self.home().now_ms()).await {
-                Ok(Ok(now_ms)) => return Ok(now_ms),
-                Ok(Err(error)) => error,
-                Err(_) => sqlx::Error::PoolTimedOut,
-            };
-            let others = join_all(self.servers[1..].iter().map(|server| timeout(PATIENCE, server.now_ms())));
-            others.await.into_iter().flatten().flatten().next().ok_or(why)
-        })
+        Box::pin(self.home_or_another(Postgres::now_ms, |_| true))
     }
 
     fn advance(&self, at: (i32, i64, i64), days: (i32, i32)) -> DatabaseFuture<'_, bool> {

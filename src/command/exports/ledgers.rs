@@ -30,8 +30,7 @@ impl Ledgers {
             servers.push(connect(config, server).await?);
         }
         let placement = config.postgres.placed();
-        let all = (0..servers.len()).map(|server| Postgres::on(config, server));
-        let all = all.collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::from)?;
+        let all = Postgres::all(config).map_err(anyhow::Error::from)?;
         match places::check(&all, &placement, &config.kafka.topic).await {
             Ok(()) => {}
             Err(LedgerError::Refused(why)) => return Err(Failure::Ledger(why)),
