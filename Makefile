@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-scaling bench-replicas bench-live bench-memory bench-leaves bench-check deny clean
+.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-scaling bench-replicas bench-live bench-load bench-memory bench-leaves bench-check deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ bench-replicas: install ## One to six workers on 6 and 24 partitions, rows on on
 
 bench-live: install ## At 5,000 events/s: how long until a row is visible; a start, a rebalance, a kill
 	benches/live/run
+
+bench-load: install ## Latency and CPU from 500 events/s until the worker no longer keeps up; ARGS="--record FILE", then benches/load/draw
+	benches/load/run $(ARGS)
 
 bench-memory: install ## How much memory a worker with 64 partitions takes; an hour: benches/memory/run --minutes 60
 	benches/memory/run

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import platform
+import re
 import resource
 import signal
 import socket
@@ -65,6 +67,40 @@ class Stack:
             elif int(fields[1]) in servers:
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def brokers_cpu_s(self):
+        """User + system seconds of the Kafka nodes that run now."""
+        return sum(process_cpu_s(int(file.read_text().split()[0])) for file in (self.folder / "run").glob("kafka-*.pid"))
+
+
+def process_cpu_s(pid):
+    """User + system seconds of one process that runs."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def machine_cpu_s():
+    """Seconds of all cores that somebody used: what of it is not ours says how busy the machine was beside us."""
+    fields = [int(field) for field in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, _stolen = fields
+    return (user + nice + system + interrupts + soft_interrupts) / os.sysconf("SC_CLK_TCK")
+
+
+def machine():
+    model = re.search(r"^model name\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(errors="replace"), re.M)
+    memory = int(re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text())[1])
+    return {
+        "cpu": model[1] if model else platform.machine(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**20, 1),
+        "load_1min": round(os.getloadavg()[0], 1),
+    }
+
+
+def commit():
+    """What is checked out; with a plus where something was changed since."""
+    def said(*command):
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    return said("rev-parse", "--short=12", "HEAD") + ("+" if said("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def worker(env, *arguments, **options):
