@@ -185,6 +185,48 @@ fn the_worker_reads_good_events_as_they_were_drawn() {
     }
 }
 
+#[test]
+fn metadata_is_as_large_as_asked_for_and_the_rest_is_as_without() {
+    let good = Settings { bad_share: 0.0, ..settings() };
+    let as_drawn = Generator::new(good.clone(), Some(registered())).unwrap();
+    let mut decoder = decoder();
+    for bytes in [0, 13, 14, 1024, 16_000] {
+        let sized = Settings { metadata_bytes: Some(bytes), ..good.clone() };
+        let generator = Generator::new(sized, Some(registered())).unwrap();
+        let mut record = Record::default();
+        let (mut json, mut avro) = (0, 0);
+        for index in 0..1000 {
+            generator.write(index, NOW_MS, &mut record);
+            let encoding = record.encoding();
+            let kept = match decoder.decode(record.value(), NOW_MS) {
+                Verdict::Accept(read) => read.metadata.map_or(0, str::len),
+                other => panic!("{bytes} bytes, {encoding:?} {index}: {other:?}"),
+            };
+            match encoding {
+                Encoding::Json => {
+                    assert!((bytes..=bytes + 200).contains(&kept), "{bytes} bytes, {index}: {kept}");
+                    json += 1;
+                }
+                _ => {
+                    assert_eq!(kept, bytes, "{encoding:?} {index}");
+                    avro += 1;
+                }
+            }
+            let (drawn, event) = (as_drawn.event(index, NOW_MS), generator.event(index, NOW_MS));
+            assert_eq!(
+                event,
+                feed_worker::produce::event::Event { metadata: event.metadata.clone(), ..drawn }
+            );
+        }
+        assert!(json > 100 && avro > 500, "{json} in JSON, {avro} in Avro");
+    }
+    for bytes in [1, 12, 16_001] {
+        let wrong = Settings { metadata_bytes: Some(bytes), ..good.clone() };
+        let error = Generator::new(wrong, Some(registered())).unwrap_err().to_string();
+        assert!(error.contains("0, or 13 to 16000"), "{error}");
+    }
+}
+
 /// Avro as another implementation reads it, JSON as another parser reads it.
 #[test]
 fn good_events_can_be_read_by_others() {

@@ -76,22 +76,40 @@ pub async fn retention_ms(
     topic: &str,
     timeout: Duration,
 ) -> anyhow::Result<Option<u64>> {
-    // It would wait in vain: the library polls an admin client for answers only, never for a token.
     ensure!(
         !wants_tokens(config),
         "with kafka.auth=msk_iam or token_file the brokers cannot be asked for it: set kafka.retention_ms"
+    );
+    Ok(u64::try_from(topic_setting(config, topic, "retention.ms", timeout).await?).ok())
+}
+
+/// `max.message.bytes` of the topic: what one batch may take, compressed. An error may mean that this user may not see it
+/// (DescribeConfigs), or that this client cannot ask.
+pub async fn batch_bytes_max(config: &ClientConfig, topic: &str, timeout: Duration) -> anyhow::Result<u64> {
+    Ok(topic_setting(config, topic, "max.message.bytes", timeout).await?.try_into()?)
+}
+
+async fn topic_setting(
+    config: &ClientConfig,
+    topic: &str,
+    name: &str,
+    timeout: Duration,
+) -> anyhow::Result<i64> {
+    // It would wait in vain: the library polls an admin client for answers only, never for a token.
+    ensure!(
+        !wants_tokens(config),
+        "with kafka.auth=msk_iam or token_file the brokers cannot be asked for it"
     );
     let admin: AdminClient<Quiet> =
         config.create_with_context(Quiet::default()).context("starting the admin client")?;
     let options = AdminOptions::new().request_timeout(Some(timeout));
     let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
     let resource = described.into_iter().next().context("the broker shows no configuration")??;
-    let entry = resource.entries.into_iter().find(|entry| entry.name == "retention.ms");
-    let value = entry.and_then(|entry| entry.value).context(
-        "the broker does not show retention.ms of the topic: this user needs DescribeConfigs on it",
-    )?;
-    let ms: i64 = value.parse().with_context(|| format!("retention.ms is {value}"))?;
-    Ok(u64::try_from(ms).ok())
+    let entry = resource.entries.into_iter().find(|entry| entry.name == name);
+    let value = entry.and_then(|entry| entry.value).with_context(|| {
+        format!("the broker does not show {name} of the topic: this user needs DescribeConfigs on it")
+    })?;
+    value.parse().with_context(|| format!("{name} is {value}"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 pub mod broker;
 pub mod dead_letters;
-mod group;
+pub mod group;
 pub mod msk_iam;
 pub mod probe;
 pub mod rebalance;

@@ -1,7 +1,7 @@
 //! One generated interaction, before it is encoded.
 
-use rand::Rng;
 use rand::rngs::SmallRng;
+use rand::{Rng, RngCore, SeedableRng};
 use uuid::Uuid;
 
 use super::population::{self, Population, mix};
@@ -62,6 +62,22 @@ impl Event {
             metadata: draw_metadata(rng),
         }
     }
+}
+
+/// What [`filler`] has beside its noise: `{"filler":""}`.
+pub(super) const FILLER_BYTES_MIN: usize = 13;
+/// Below the worker's limit of 16 KiB by what an event in JSON may have on top.
+pub(super) const FILLER_BYTES_MAX: usize = 16_000;
+const FILLER_SALT: u64 = 0x6669_6c6c_6572_0005;
+
+/// Metadata of so many bytes as canonical JSON, which lz4 does not make shorter. Drawn apart, so that all else of the event
+/// is the same without it.
+pub(super) fn filler(bytes: usize, seed: u64, index: u64) -> Option<Vec<(&'static str, String)>> {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut noise = vec![0; bytes.checked_sub(FILLER_BYTES_MIN)?];
+    SmallRng::seed_from_u64(mix(seed ^ FILLER_SALT) ^ index).fill_bytes(&mut noise);
+    let text = noise.into_iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect();
+    Some(vec![("filler", text)])
 }
 
 pub(super) fn chance(share: f64, rng: &mut SmallRng) -> bool {

@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 
 use super::avro;
 use super::bad::{self, BadKind};
-use super::event::Event;
+use super::event::{self, Event};
 use super::json;
 use super::population::mix;
 pub use super::population::{Population, user_id, video_id};
@@ -25,6 +25,8 @@ pub struct Settings {
     pub avro_v1_share: f64,
     /// Of all records, to the event: evenly spread, every kind in turn.
     pub bad_share: f64,
+    /// Metadata of so many bytes in every valid event; 0: none. Not said: drawn like everything else.
+    pub metadata_bytes: Option<usize>,
 }
 
 impl Default for Settings {
@@ -37,6 +39,7 @@ impl Default for Settings {
             json_share: 0.2,
             avro_v1_share: 0.2,
             bad_share: 0.0,
+            metadata_bytes: None,
         }
     }
 }
@@ -114,6 +117,15 @@ impl Generator {
         for (what, share) in shares {
             ensure!((0.0..=1.0).contains(&share), "the {what} is {share}, not between 0 and 1");
         }
+        if let Some(bytes) = settings.metadata_bytes {
+            let allowed = event::FILLER_BYTES_MIN..=event::FILLER_BYTES_MAX;
+            ensure!(
+                bytes == 0 || allowed.contains(&bytes),
+                "metadata of {bytes} bytes: 0, or {} to {}",
+                allowed.start(),
+                allowed.end()
+            );
+        }
         ensure!(
             schemas.is_some() || settings.json_share >= 1.0,
             "Avro events need registered schemas: give a registry, or a share of JSON of 1"
@@ -149,7 +161,10 @@ impl Generator {
 
     fn draw(&self, index: u64, now_ms: i64) -> (Event, SmallRng) {
         let mut rng = SmallRng::seed_from_u64(mix(self.settings.seed) ^ index);
-        let event = Event::draw(&self.population, self.settings.seed, index, now_ms, &mut rng);
+        let mut event = Event::draw(&self.population, self.settings.seed, index, now_ms, &mut rng);
+        if let Some(bytes) = self.settings.metadata_bytes {
+            event.metadata = event::filler(bytes, self.settings.seed, index);
+        }
         (event, rng)
     }
 

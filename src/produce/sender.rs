@@ -17,7 +17,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::bad::PLANTED_REASON_HEADER;
 use super::generator::{Generator, Record};
 use super::report::{Deliveries, Sent};
-use crate::kafka::security;
+use crate::kafka::{group, security};
 use crate::outside::now_ms;
 
 /// How many records, how fast.
@@ -62,6 +62,35 @@ pub fn producer_config(client: &ClientConfig, linger_ms: u32) -> ClientConfig {
         .set("message.max.bytes", "2000000")
         .set("message.timeout.ms", "60000");
     config
+}
+
+/// What a batch takes by default (`batch.size`).
+const BATCH_BYTES: u64 = 1_000_000;
+
+/// How long a topic may take to tell its limit. Longer holds a run up where it cannot; shorter gives up a busy broker.
+const LIMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the topic takes in one batch. None: the broker does not tell.
+pub async fn batch_bytes_max(client: &ClientConfig, topic: &str) -> Option<u64> {
+    match group::batch_bytes_max(client, topic, LIMIT_TIMEOUT).await {
+        Ok(bytes_max) => Some(bytes_max),
+        Err(error) => {
+            tracing::debug!(
+                error = format!("{error:#}"),
+                topic,
+                "the topic's max.message.bytes is not known"
+            );
+            None
+        }
+    }
+}
+
+/// Has batches made that the topic takes: a broker refuses one above `max.message.bytes`, though it would take each record of it.
+pub fn fit_batches(producer: &mut ClientConfig, bytes_max: Option<u64>) {
+    if let Some(bytes_max) = bytes_max {
+        let wanted = producer.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH_BYTES);
+        producer.set("batch.size", wanted.min(bytes_max).max(1).to_string());
+    }
 }
 
 /// Sends until the pace is done or `stop` is set, then waits for the outstanding deliveries.

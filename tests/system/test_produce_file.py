@@ -1,5 +1,6 @@
 """`produce --file`: what is sent, what is refused, and what becomes of a run that is killed."""
 
+import base64
 import json
 import random
 import signal
@@ -10,6 +11,7 @@ from collections import Counter
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from harness import WORKER, wait_until
 
 LINES = 100_000
@@ -268,3 +270,42 @@ def test_bad_lines_go_into_no_file_of_somebody_else(case):
     code, out, err = finish(start(case, path, "--bad-lines", case.folder / "own"))
     assert code == 65 and bad_lines(case.folder / "own") == {2: "bad_framing"}, out + err
 
+
+def limit_records(case, limit):
+    """The largest batch that the topic takes, in bytes."""
+    entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, case.topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": case.bootstrap})
+    admin.incremental_alter_configs([resource])[resource].result(20)
+
+
+def large_event(number, size):
+    noise = base64.b64encode(random.Random(number).randbytes(size * 3 // 4)).decode()
+    return event(number, metadata={"noise": noise})
+
+
+def test_large_events_go_into_a_topic_that_takes_small_batches_only(case):
+    """A broker refuses a batch above the topic's max.message.bytes, though it would take each event of it."""
+    limit_records(case, 20_000)
+    texts = [large_event(number, 8_000) for number in range(1, 501)]
+    path = case.folder / "events.ndjson"
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    code, out, err = finish(start(case, path))
+    assert code == 0, out + err
+    assert {line: value.decode() for *_, value, line in records(case)} == dict(enumerate(texts, 1))
+
+
+def test_a_line_that_the_topic_does_not_take_is_named(case):
+    limit_records(case, 10_000)
+    texts = [event(number) for number in range(1, 1001)]
+    texts[499] = large_event(500, 15_000)
+    path = case.folder / "events.ndjson"
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    for _ in range(2):
+        code, out, err = finish(start(case, path))
+        assert code == 65 and "line 500 is larger than the topic takes" in err and "is 10000" in err, out + err
+    limit_records(case, 100_000)
+    code, out, err = finish(start(case, path))
+    assert code == 0, out + err
+    found = records(case)
+    assert len(found) == 1000 and {line: value.decode() for *_, value, line in found} == dict(enumerate(texts, 1))

@@ -69,6 +69,7 @@ pub async fn run(
         json_share: 1.0,
         avro_v1_share: 0.0,
         bad_share: 0.0,
+        metadata_bytes: None,
     };
     let generator = Arc::new(Generator::new(settings, None)?);
     let mut client = sender::producer_config(&cx.kafka, 5);

@@ -17,9 +17,9 @@ use super::{Common, parse_duration, watch};
 use crate::command::{ClientContext, Failure};
 use crate::produce::avro::Encoder;
 use crate::produce::backfill::bad_lines::BadLine;
-use crate::produce::backfill::{self, Format, Job, Outcome, Refused};
+use crate::produce::backfill::{self, Format, Job, Outcome, Refused, TooLarge};
 use crate::produce::report::{Deliveries, Report};
-use crate::produce::schemas;
+use crate::produce::{schemas, sender};
 use crate::subjects::client::Client;
 
 #[derive(Debug, clap::Args)]
@@ -135,6 +135,7 @@ pub async fn run(
     let job = Job {
         input,
         topic: cx.topic.clone(),
+        batch_bytes_max: sender::batch_bytes_max(&cx.kafka, &cx.topic).await,
         format: format(args.encoding, cx).await?,
         types: cx.types.clone(),
         journal,
@@ -179,10 +180,13 @@ async fn send(
     let (sent, interrupted) = watch(sending, Display::new(common, bytes), figures, stop).await;
     match sent {
         Ok(outcome) => Ok((outcome, interrupted)),
-        Err(error) => match error.downcast::<Refused>() {
-            Ok(Refused(why)) => Err(Failure::Ledger(why)),
-            Err(error) => Err(error.into()),
-        },
+        Err(error) => Err(match error.downcast::<Refused>() {
+            Ok(Refused(why)) => Failure::Ledger(why),
+            Err(error) => match error.downcast::<TooLarge>() {
+                Ok(told) => Failure::BadEvents(told.to_string()),
+                Err(error) => error.into(),
+            },
+        }),
     }
 }
 

@@ -79,6 +79,8 @@ impl Format {
 pub struct Job {
     pub input: Box<dyn BufRead + Send>,
     pub topic: String,
+    /// What the topic takes in one batch; None: not known.
+    pub batch_bytes_max: Option<u64>,
     pub format: Format,
     pub types: InteractionTypes,
     /// Without it a killed run cannot go on.
@@ -93,6 +95,31 @@ pub struct Job {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
+
+/// The topic takes a line at no time, or not until its limit is another.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.told())]
+pub struct TooLarge {
+    line: u64,
+    bytes_max: Option<u64>,
+}
+
+impl TooLarge {
+    /// A line that was taken out would move the numbers of those behind it, which are in the topic already.
+    fn told(&self) -> String {
+        let line = self.line;
+        match self.bytes_max {
+            Some(bytes) => format!(
+                "line {line} is larger than the topic takes (its max.message.bytes is {bytes}): raise that, or make the line an \
+                 empty one, then the same command goes on"
+            ),
+            None => format!(
+                "the topic does not take the batch of line {line}, and does not tell its limit (max.message.bytes): set \
+                 kafka.properties.batch.size below it, then the same command goes on"
+            ),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -123,8 +150,9 @@ pub fn run(
     let begun = begin(&job.topic, &job.format, job.journal.as_deref(), job.settle, config, &mut lines)?;
     let tracker = Arc::new(Tracker::new(begun.mark.clone(), begun.present.lines.clone()));
     let context = Reports { tracker: Arc::clone(&tracker), deliveries: Arc::clone(deliveries) };
-    let producer: ThreadedProducer<Reports> =
-        producer_config(config).create_with_context(context).context("starting the Kafka producer")?;
+    let producer: ThreadedProducer<Reports> = producer_config(config, job.batch_bytes_max)
+        .create_with_context(context)
+        .context("starting the Kafka producer")?;
     let bad_lines = BadLines::open(job.bad_lines.as_deref(), begun.mark.position.lines)?;
     let resumed_after = begun.is_resumed.then_some(begun.mark.position.lines);
     let mut sending = Sending {
@@ -148,6 +176,9 @@ pub fn run(
     let flushed = sending.producer.flush(FLUSH_TIMEOUT);
     sending.mark()?;
     if let Some((line, error)) = sending.tracker.failure() {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            return Err(TooLarge { line, bytes_max: job.batch_bytes_max }.into());
+        }
         let told = format!("line {line} was not delivered; the same command again goes on from here");
         return Err(anyhow::Error::from(error).context(told));
     }
@@ -233,8 +264,9 @@ fn begin<R: BufRead>(
 }
 
 /// Order and one copy matter here, not latency.
-fn producer_config(client: &ClientConfig) -> ClientConfig {
+fn producer_config(client: &ClientConfig, batch_bytes_max: Option<u64>) -> ClientConfig {
     let mut config = sender::producer_config(client, 50);
+    sender::fit_batches(&mut config, batch_bytes_max);
     config
         // More of them would wait at the broker behind the first, out of sight, after the client was killed.
         .set("max.in.flight.requests.per.connection", "1")
