@@ -71,8 +71,8 @@ bench-drain: install ## Drain 2,000,000 events into both sinks (release build), 
 bench-produce: install ## How long a producer waits for its acknowledgement, at four loads and with brokers killed (release build)
 	benches/produce_latency/run
 
-bench-peers: install ## The same topic drained by the worker, plain Python, Flink SQL and Kafka Connect, whole and killed half-way
-	benches/peers/run
+bench-peers: install ## The same topic drained by the worker, plain Python, Flink SQL and Kafka Connect, whole and killed half-way; ARGS=--latency: and followed at 5,000 events/s
+	benches/peers/run $(ARGS)
 
 bench-scaling: install ## What an event costs by partitions, lanes, batches, JSON and bad events
 	benches/scaling/run
