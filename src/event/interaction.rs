@@ -8,6 +8,7 @@ use super::reject::{Reject, RejectReason};
 use super::timestamp;
 use super::types::{InteractionTypes, TypeId};
 use super::uuid_text;
+use super::words::is_plain;
 
 /// One accepted event: all limits are checked.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +36,9 @@ const STRING_BYTES_MAX: usize = 256;
 const OCCURRED_AT_MS_MIN: i64 = 946_684_800_000;
 /// Clients' clocks are wrong by hours, not by days.
 const OCCURRED_AHEAD_MS_MAX: i64 = 86_400_000;
+
+/// Beyond it not every whole number is a double.
+const EXACT_MAX: u64 = 1 << 53;
 
 /// What the rules need to know beside the event.
 pub(super) struct Checks<'c> {
@@ -141,15 +145,14 @@ fn string<'a>(field: Field, raw: Raw<'a>) -> Result<Option<&'a str>, Reject> {
         let detail = format!("{} bytes, 1 to {STRING_BYTES_MAX} are allowed", text.len());
         return Err(reject(RejectReason::BadString, field).detail(detail));
     }
-    if has_nul(text) {
+    if !is_plain(text.as_bytes()) && has_nul(text) {
         return Err(reject(RejectReason::BadString, field).detail("holds NUL"));
     }
     Ok(Some(text))
 }
 
-/// Looks at every byte, as a vector of them: most texts are short and have none.
 pub(super) fn has_nul(text: &str) -> bool {
-    text.bytes().fold(false, |found, byte| found | (byte == 0))
+    text.bytes().any(|byte| byte == 0)
 }
 
 fn text<'a>(field: Field, raw: Raw<'a>) -> Result<Option<&'a str>, Reject> {
@@ -165,8 +168,7 @@ fn double(field: Field, raw: Raw<'_>) -> Result<Option<f64>, Reject> {
         Raw::Absent => return Ok(None),
         Raw::Double(value) => value,
         Raw::Integer(value) => value as f64,
-        // The grammar of JSON numbers is a part of the one that `parse` knows.
-        Raw::Number(text) => text.parse().unwrap_or(f64::NAN),
+        Raw::Number(text) => double_of_number(text),
         other => return Err(wrong_type(field, "a number", type_name(other))),
     };
     if value.is_finite() {
@@ -174,6 +176,46 @@ fn double(field: Field, raw: Raw<'_>) -> Result<Option<f64>, Reject> {
     } else {
         Err(reject(RejectReason::OutOfRange, field).detail("not a finite double"))
     }
+}
+
+/// The double that is nearest to a JSON number.
+fn double_of_number(text: &str) -> f64 {
+    // The grammar of JSON numbers is a part of the one that `parse` knows.
+    double_of_short(text).unwrap_or_else(|| text.parse().unwrap_or(f64::NAN))
+}
+
+/// The same, of one with few digits and no exponent: without its point it is a double, as the power of ten is that the
+/// point stands for, and a division of doubles is rounded to the nearest, once.
+fn double_of_short(text: &str) -> Option<f64> {
+    const BYTES_MAX: usize = 16;
+    const POWERS: [f64; BYTES_MAX] =
+        [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15];
+    let (is_negative, digits) = match text.as_bytes() {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    if digits.len() > BYTES_MAX {
+        return None;
+    }
+    let mut whole = 0;
+    let mut decimals = 0;
+    let mut is_behind_point = false;
+    for byte in digits {
+        let digit = byte.wrapping_sub(b'0');
+        if digit < 10 {
+            whole = whole * 10 + u64::from(digit);
+            decimals += usize::from(is_behind_point);
+        } else if *byte == b'.' {
+            is_behind_point = true;
+        } else {
+            return None;
+        }
+    }
+    if whole > EXACT_MAX {
+        return None;
+    }
+    let value = whole as f64 / POWERS.get(decimals)?;
+    Some(if is_negative { -value } else { value })
 }
 
 fn position(raw: Raw<'_>) -> Result<Option<i32>, Reject> {
@@ -203,13 +245,11 @@ fn position(raw: Raw<'_>) -> Result<Option<i32>, Reject> {
 
 /// The value of a JSON number that has no fraction and is exact as a double or fits 64 bits.
 fn whole_number(text: &str) -> Option<i64> {
-    /// Beyond it not every whole number is a double.
-    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
     if let Ok(value) = text.parse() {
         return Some(value);
     }
     let value: f64 = text.parse().ok()?;
-    (value.fract() == 0.0 && value.abs() <= EXACT_MAX).then_some(value as i64)
+    (value.fract() == 0.0 && value.abs() <= EXACT_MAX as f64).then_some(value as i64)
 }
 
 fn type_name(raw: Raw<'_>) -> &'static str {
@@ -228,4 +268,35 @@ fn reject(reason: RejectReason, field: Field) -> Reject {
 
 fn wrong_type(field: Field, wanted: &str, found: &str) -> Reject {
     reject(RejectReason::WrongType, field).detail(format!("{found} where {wanted} is wanted"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_short_number_is_the_double_that_it_is_to_the_parser() {
+        let whole =
+            "0 -0 7 9007199254740992 9007199254740993 -9007199254740993 9999999999999999 123456789012345678";
+        let parts =
+            "0.0 -0.0 0.1 0.3 -1.005 12.345 0.5000 0.000000000000001 999999999999999.9 900719925474099.3";
+        let others = "0.12345678901234567 1e2 1E-2 1.5e300 1e999";
+        for text in [whole, parts, others].into_iter().flat_map(|texts| texts.split(' ')) {
+            agrees(text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn so_is_every_number_of_any_digits(whole in "-?(0|[1-9][0-9]{0,17})", rest in "([.][0-9]{1,17})?(e[+-]?[0-9]{1,2})?") {
+            agrees(&format!("{whole}{rest}"));
+        }
+    }
+
+    fn agrees(text: &str) {
+        let expected: f64 = text.parse().unwrap();
+        assert_eq!(double_of_number(text).to_bits(), expected.to_bits(), "{text}");
+    }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use super::interaction::has_nul;
 use super::json::scan::Scanner;
 use super::reject::{Reject, RejectReason};
+use super::words::{is_plain, plain_end};
 
 /// Key and value.
 pub(super) type Entry<'a> = (&'a str, &'a str);
@@ -36,11 +37,16 @@ pub(super) fn write_checked<'a>(
     if raw_bytes > CANONICAL_BYTES_MAX {
         return Err(too_long());
     }
-    if entries.iter().any(|(k, v)| has_nul(k) || has_nul(v)) {
+    let are_plain = entries.iter().all(|(k, v)| is_plain(k.as_bytes()) && is_plain(v.as_bytes()));
+    if !are_plain && entries.iter().any(|(k, v)| has_nul(k) || has_nul(v)) {
         return Err(Reject::new(RejectReason::BadString).field(FIELD).detail("holds NUL"));
     }
     canonical.clear();
-    write_object(entries, canonical);
+    if are_plain {
+        write_plain_object(entries, canonical);
+    } else {
+        write_object(entries, canonical);
+    }
     if canonical.len() > CANONICAL_BYTES_MAX {
         return Err(too_long());
     }
@@ -140,6 +146,19 @@ fn cmp_utf16(a: &str, b: &str) -> Ordering {
     a.bytes().map(rank).cmp(b.bytes().map(rank))
 }
 
+/// The same as [`write_object`], where nothing needs an escape.
+fn write_plain_object(entries: &[Entry<'_>], out: &mut String) {
+    out.push('{');
+    for (index, (key, value)) in entries.iter().enumerate() {
+        out.push_str(if index > 0 { ",\"" } else { "\"" });
+        out.push_str(key);
+        out.push_str("\":\"");
+        out.push_str(value);
+        out.push('"');
+    }
+    out.push('}');
+}
+
 fn write_object(entries: &[Entry<'_>], out: &mut String) {
     out.push('{');
     for (index, (key, value)) in entries.iter().enumerate() {
@@ -155,46 +174,47 @@ fn write_object(entries: &[Entry<'_>], out: &mut String) {
 
 fn write_string(text: &str, out: &mut String) {
     out.push('"');
-    // Every byte is looked at, as a vector of them: most texts need no escape.
-    if text.bytes().fold(false, |found, byte| found | needs_escape(byte)) {
-        write_escaped(text, out);
-    } else {
+    if is_plain(text.as_bytes()) {
         out.push_str(text);
+    } else {
+        write_escaped(text, out);
     }
     out.push('"');
 }
 
 fn write_escaped(text: &str, out: &mut String) {
-    let mut rest = text;
-    while let Some(at) = rest.bytes().position(needs_escape) {
+    let mut start = 0;
+    let mut searched = 0;
+    loop {
+        let at = plain_end(text.as_bytes(), searched);
         // Only ASCII needs an escape, so both sides of it are whole characters.
-        let (plain, from_escape) = rest.split_at_checked(at).unwrap_or((rest, ""));
-        out.push_str(plain);
-        let mut chars = from_escape.chars();
-        if let Some(c) = chars.next() {
-            write_escape(c, out);
+        out.push_str(text.get(start..at).unwrap_or_default());
+        let Some(&special) = text.as_bytes().get(at) else {
+            return;
+        };
+        searched = at + 1;
+        start = searched;
+        if let b'"' | b'\\' = special {
+            out.push('\\');
+            start = at;
+        } else {
+            write_escape(special, out);
         }
-        rest = chars.as_str();
     }
-    out.push_str(rest);
 }
 
-fn needs_escape(byte: u8) -> bool {
-    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
-}
-
-fn write_escape(c: char, out: &mut String) {
+/// Of a control character.
+fn write_escape(special: u8, out: &mut String) {
     out.push('\\');
-    match c {
-        '"' | '\\' => out.push(c),
-        '\u{8}' => out.push('b'),
-        '\t' => out.push('t'),
-        '\n' => out.push('n'),
-        '\u{c}' => out.push('f'),
-        '\r' => out.push('r'),
+    match special {
+        0x8 => out.push('b'),
+        b'\t' => out.push('t'),
+        b'\n' => out.push('n'),
+        0xC => out.push('f'),
+        b'\r' => out.push('r'),
         other => {
             out.push_str("u00");
-            out.push(if u32::from(other) >= 0x10 { '1' } else { '0' });
+            out.push(if other >= 0x10 { '1' } else { '0' });
             out.push(char::from_digit(u32::from(other) & 0xF, 16).unwrap_or('0'));
         }
     }

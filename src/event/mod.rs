@@ -64,6 +64,7 @@ mod reject;
 mod timestamp;
 mod types;
 mod uuid_text;
+mod words;
 
 use avro::{Registered, Schemas};
 

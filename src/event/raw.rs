@@ -88,8 +88,23 @@ impl Field {
         }
     }
 
+    /// The other way round. (A `match` compares lengths first, and then words.)
     pub fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|field| field.name() == name)
+        Some(match name {
+            "userId" => Self::UserId,
+            "videoId" => Self::VideoId,
+            "interactionType" => Self::InteractionType,
+            "watchTime" => Self::WatchTime,
+            "timestamp" => Self::Timestamp,
+            "eventId" => Self::EventId,
+            "feedSessionId" => Self::FeedSessionId,
+            "algorithm" => Self::Algorithm,
+            "experimentVariantId" => Self::ExperimentVariantId,
+            "recommendationScore" => Self::RecommendationScore,
+            "position" => Self::Position,
+            "metadata" => Self::Metadata,
+            _ => return None,
+        })
     }
 }
 
@@ -182,6 +197,7 @@ mod tests {
         for (field, (index, known)) in reader.fields.iter().zip(Field::ALL.iter().enumerate()) {
             assert_eq!(*known as usize, index);
             assert_eq!(field.name, known.name());
+            assert_eq!(Field::of_name(&field.name), Some(*known));
             assert_eq!(field.aliases, known.aliases(), "{}", field.name);
             assert_eq!(field.default.is_none(), known.is_required(), "{}", field.name);
             assert_eq!(wanted(&field.schema), known.wanted(), "{}", field.name);

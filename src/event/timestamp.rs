@@ -5,7 +5,37 @@
 /// `±hh`, `±hhmm` or `±hh:mm`. Without a zone it is UTC. A date alone, a leap second and 24:00 are
 /// not taken: what instant they mean is a guess.
 pub(super) fn parse_iso8601_ms(text: &str) -> Option<i64> {
-    let mut rest = Digits(text.as_bytes());
+    parse_usual(text.as_bytes()).or_else(|| parse_any(text.as_bytes()))
+}
+
+/// `YYYY-MM-DDThh:mm:ss.mmmZ`, as most clients write it: all its bytes are looked at as vectors. `None` says nothing.
+fn parse_usual(text: &[u8]) -> Option<i64> {
+    const SHAPE: &[u8; 24] = b"0000-00-00T00:00:00.000Z";
+    let text: &[u8; 24] = text.try_into().ok()?;
+    let mut digits = [0; 24];
+    let mut fits = true;
+    for ((digit, byte), shape) in digits.iter_mut().zip(text).zip(SHAPE) {
+        *digit = byte.wrapping_sub(*shape);
+        fits &= *digit <= if *shape == b'0' { 9 } else { 0 };
+    }
+    if !fits {
+        return None;
+    }
+    let [a, b, c, d, _, e, f, _, g, h, _, i, j, _, k, l, _, m, n, _, o, p, q, _] = digits.map(i64::from);
+    let time = Time {
+        year: a * 1000 + b * 100 + c * 10 + d,
+        month: e * 10 + f,
+        day: g * 10 + h,
+        hour: i * 10 + j,
+        minute: k * 10 + l,
+        second: m * 10 + n,
+        millisecond: o * 100 + p * 10 + q,
+    };
+    time.instant_ms(0)
+}
+
+fn parse_any(text: &[u8]) -> Option<i64> {
+    let mut rest = Digits(text);
     let year = rest.number(4)?;
     rest.one_of(b"-")?;
     let month = rest.number(2)?;
@@ -24,17 +54,38 @@ pub(super) fn parse_iso8601_ms(text: &str) -> Option<i64> {
         }
     }
     let offset_minutes = rest.zone()?;
-    let fits = rest.0.is_empty()
-        && (1..=12).contains(&month)
-        && (1..=days_in_month(year, month)).contains(&day)
-        && hour < 24
-        && minute < 60
-        && second < 60;
-    if !fits {
+    if !rest.0.is_empty() {
         return None;
     }
-    let minutes = (days_since_1970(year, month, day) * 24 + hour) * 60 + minute - offset_minutes;
-    Some((minutes * 60 + second) * 1000 + millisecond)
+    Time { year, month, day, hour, minute, second, millisecond }.instant_ms(offset_minutes)
+}
+
+/// What was written; none is below zero.
+struct Time {
+    year: i64,
+    month: i64,
+    day: i64,
+    hour: i64,
+    minute: i64,
+    second: i64,
+    millisecond: i64,
+}
+
+impl Time {
+    /// Milliseconds since 1970, if there is such a time.
+    fn instant_ms(&self, offset_minutes: i64) -> Option<i64> {
+        let Self { year, month, day, hour, minute, second, millisecond } = *self;
+        let fits = (1..=12).contains(&month)
+            && (1..=days_in_month(year, month)).contains(&day)
+            && hour < 24
+            && minute < 60
+            && second < 60;
+        if !fits {
+            return None;
+        }
+        let minutes = (days_since_1970(year, month, day) * 24 + hour) * 60 + minute - offset_minutes;
+        Some((minutes * 60 + second) * 1000 + millisecond)
+    }
 }
 
 struct Digits<'t>(&'t [u8]);
@@ -182,6 +233,20 @@ mod tests {
             "２026-01-15T09:30:00Z",
         ] {
             assert_eq!(parse_iso8601_ms(text), None, "{text}");
+        }
+    }
+    #[test]
+    fn the_usual_form_is_read_as_any_other() {
+        for good in ["2026-01-15T09:30:00.123Z", "2000-02-29T23:59:59.999Z", "0000-03-31T00:00:00.000Z"] {
+            assert!(parse_usual(good.as_bytes()).is_some());
+            for at in 0..24 {
+                for byte in 0..=255 {
+                    let mut text = good.as_bytes().to_vec();
+                    text[at] = byte;
+                    let usual = parse_usual(&text);
+                    assert!(usual.is_none() || usual == parse_any(&text), "{}", text.escape_ascii());
+                }
+            }
         }
     }
 }

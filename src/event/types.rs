@@ -45,7 +45,11 @@ impl InteractionTypes {
 
     /// ASCII case is ignored.
     pub fn lookup(&self, name: &str) -> Option<TypeId> {
-        let index = self.types.iter().position(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        let names = || self.types.iter().map(|(known, _)| &**known);
+        // Most clients send it in lower case, as it stands here.
+        let index = names()
+            .position(|known| known == name)
+            .or_else(|| names().position(|known| known.eq_ignore_ascii_case(name)))?;
         u16::try_from(index).ok().map(TypeId)
     }
 

@@ -10,4 +10,5 @@ mod rules;
 mod rules_of_avro;
 mod rules_of_metadata;
 mod support;
+mod windows;
 mod writer;

@@ -23,7 +23,7 @@ use std::mem;
 
 use super::interaction::{Checks, Interaction};
 use super::metadata::{self, ENTRIES_MAX, Entry};
-use super::raw::{Field, Raw, RawEvent, RawMetadata};
+use super::raw::{Field, Raw, RawEvent, RawMetadata, Wanted};
 use super::reject::{Reject, RejectReason};
 use scan::{Fault, Scanner};
 use token::{Kind, Token};
@@ -38,6 +38,9 @@ const KEYS_MAX: usize = ENTRIES_MAX + 1;
 /// would make us hold it two or three times over; less, and metadata within its limit would not fit.
 const UNESCAPED_BYTES_MAX: usize = 64 * 1024;
 
+/// An id's text, the one form that is taken.
+const UUID_BYTES: usize = 36;
+
 type Pair<'v> = (Token<'v>, Token<'v>);
 
 #[derive(Debug, Default)]
@@ -51,12 +54,36 @@ pub(super) struct Scratch {
 }
 
 /// What was sent, as it stands in the text.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Sent<'v> {
-    fields: [Option<Token<'v>>; Field::ALL.len()],
+    raw: RawEvent<'v>,
+    /// The fields that were met, null or not; and those that are strings with escapes, as they were sent.
+    met: Fields,
+    escaped: Fields,
+    metadata_is_object: bool,
     score_snake_case: Option<Token<'v>>,
     unknown: Vec<Pair<'v>>,
     entries: Vec<Pair<'v>>,
+    /// Whether any string has one.
+    has_escapes: bool,
+}
+
+/// A set of them, a bit for each.
+#[derive(Debug, Clone, Copy, Default)]
+struct Fields(u16);
+
+impl Fields {
+    fn has(self, field: Field) -> bool {
+        self.0 & (1 << field as u16) != 0
+    }
+
+    fn add(&mut self, field: Field) {
+        self.0 |= 1 << field as u16;
+    }
+
+    fn remove(&mut self, field: Field) {
+        self.0 &= !(1 << field as u16);
+    }
 }
 
 pub(super) fn decode<'a>(
@@ -70,10 +97,9 @@ pub(super) fn decode<'a>(
     })?;
     let json = &mut scratch.json;
     let mut sent = Sent {
-        fields: [None; Field::ALL.len()],
-        score_snake_case: None,
         unknown: mem::take(&mut json.unknown),
         entries: mem::take(&mut json.entries),
+        ..Sent::default()
     };
     let mut scanner = Scanner::new(text, mem::take(&mut json.nested_keys));
     let read = sent.read(&mut scanner);
@@ -82,9 +108,8 @@ pub(super) fn decode<'a>(
         sent.unescape(&mut json.unescaped, &mut json.unescaped_ends);
         sent.place_unescaped(&json.unescaped, &json.unescaped_ends);
         let mut entries = mem::take(&mut scratch.entries);
-        let accepted = sent
-            .resolve(&mut entries)
-            .and_then(|raw| checks.apply(&raw, &mut entries, &mut scratch.canonical));
+        sent.resolve(&mut entries);
+        let accepted = checks.apply(&sent.raw, &mut entries, &mut scratch.canonical);
         scratch.entries = metadata::recycle(entries);
         accepted
     });
@@ -107,32 +132,63 @@ impl<'v> Sent<'v> {
         while let Some(key) = scanner.key(is_first)? {
             is_first = false;
             *known = field_of_key(&key);
+            if *known == Some(Field::Metadata) && scanner.at_object() {
+                read_entries(scanner, &mut self.entries)?;
+                self.put(Field::Metadata, Token { kind: Kind::Object, text: "" })?;
+                continue;
+            }
+            let id = match *known {
+                Some(field) if field.wanted() == Wanted::Uuid => scanner.plain_value::<UUID_BYTES>(),
+                _ => None,
+            };
+            let value = match id {
+                Some(id) => id,
+                None => scanner.value(1)?,
+            };
             match *known {
-                Some(field) => {
-                    let value = if field == Field::Metadata && scanner.at_object() {
-                        read_entries(scanner, &mut self.entries)?
-                    } else {
-                        scanner.value(1)?
-                    };
-                    put_once(self.fields.get_mut(field as usize), value)?;
-                }
+                Some(field) => self.put(field, value)?,
                 None if key.is(SCORE_SNAKE_CASE) => {
-                    let value = scanner.value(1)?;
-                    put_once(Some(&mut self.score_snake_case), value)?;
+                    if self.score_snake_case.replace(value).is_some() {
+                        return Err(Fault::DuplicateKey);
+                    }
                 }
-                None => {
-                    let value = scanner.value(1)?;
-                    push_entry(&mut self.unknown, key, value)?;
-                }
+                None => push_entry(&mut self.unknown, key, value)?,
             }
         }
         *known = None;
+        self.has_escapes = scanner.has_escapes();
         scanner.end()
+    }
+
+    #[inline]
+    fn put(&mut self, field: Field, value: Token<'v>) -> Result<(), Fault> {
+        if self.met.has(field) {
+            return Err(Fault::DuplicateKey);
+        }
+        self.met.add(field);
+        match value.kind {
+            Kind::Escaped => self.escaped.add(field),
+            Kind::Object if field == Field::Metadata => self.metadata_is_object = true,
+            _ => {}
+        }
+        self.raw.set(field, raw_of(&value));
+        Ok(())
     }
 
     /// Every token that may be a string with escapes, always in the same order.
     fn for_each_token(&mut self, mut visit: impl FnMut(&mut Token<'v>)) {
-        self.fields.iter_mut().flatten().for_each(&mut visit);
+        for field in Field::ALL {
+            if self.escaped.has(field)
+                && let Raw::Text(text) = self.raw.get(field)
+            {
+                let mut token = Token { kind: Kind::Escaped, text };
+                visit(&mut token);
+                if token.kind == Kind::String {
+                    self.escaped.remove(field);
+                    self.raw.set(field, Raw::Text(token.text));
+                }
+            }
+        }
         self.score_snake_case.iter_mut().for_each(&mut visit);
         for (key, value) in self.unknown.iter_mut().chain(&mut self.entries) {
             visit(key);
@@ -144,6 +200,9 @@ impl<'v> Sent<'v> {
     fn unescape(&mut self, text: &mut String, ends: &mut Vec<usize>) {
         text.clear();
         ends.clear();
+        if !self.has_escapes {
+            return;
+        }
         self.for_each_token(|token| {
             if token.kind != Kind::Escaped {
                 return;
@@ -176,43 +235,32 @@ impl<'v> Sent<'v> {
         });
     }
 
-    /// Says of every field what it holds, and fills `entries` with what is metadata.
-    fn resolve(&mut self, entries: &mut Vec<Entry<'v>>) -> Result<RawEvent<'v>, Reject> {
-        let mut raw = RawEvent::default();
-        for (field, token) in Field::ALL.into_iter().zip(&self.fields) {
-            if let Some(token) = token {
-                raw.set(field, raw_of(token));
-            }
-        }
-        let metadata_is_object = self
-            .fields
-            .get(Field::Metadata as usize)
-            .is_some_and(|sent| sent.is_some_and(|token| token.kind == Kind::Object));
-        self.settle_score(&mut raw)?;
+    /// Finds the score, and fills `entries` with what is metadata.
+    fn resolve(&mut self, entries: &mut Vec<Entry<'v>>) {
+        self.settle_score();
         // Of two entries with one key the later counts: those of `metadata` itself.
         let kept = self.unknown.iter().chain(&self.entries);
         entries.extend(kept.map(|(key, value)| (key.text, value.text)));
-        let may_take_entries = matches!(raw.metadata, RawMetadata::Absent) || metadata_is_object;
-        if may_take_entries && (metadata_is_object || !entries.is_empty()) {
-            raw.metadata = RawMetadata::Entries;
+        let may_take_entries = self.metadata_is_object || self.raw.metadata == RawMetadata::Absent;
+        if may_take_entries && (self.metadata_is_object || !entries.is_empty()) {
+            self.raw.metadata = RawMetadata::Entries;
         }
-        Ok(raw)
     }
 
     /// Finds the score in the first of its places, and takes it out of there.
-    fn settle_score(&mut self, raw: &mut RawEvent<'v>) -> Result<(), Reject> {
+    fn settle_score(&mut self) {
         let snake_case = self.score_snake_case.take().filter(|token| token.kind != Kind::Null);
-        if raw.get(Field::RecommendationScore) != Raw::Absent {
+        if self.raw.get(Field::RecommendationScore) != Raw::Absent {
             if let Some(value) = snake_case {
                 let kind = Kind::String;
                 let text = SCORE_SNAKE_CASE;
                 self.unknown.push((Token { kind, text }, value));
             }
-            return Ok(());
+            return;
         }
         if let Some(value) = snake_case {
-            raw.set(Field::RecommendationScore, raw_of(&value));
-            return Ok(());
+            self.raw.set(Field::RecommendationScore, raw_of(&value));
+            return;
         }
         for name in [Field::RecommendationScore.name(), SCORE_SNAKE_CASE] {
             let is_score = |(key, value): &Pair<'v>| key.text == name && value.kind != Kind::Null;
@@ -224,10 +272,9 @@ impl<'v> Sent<'v> {
                 Raw::Text(text) if scan::is_number(text) => Raw::Number(text),
                 other => other,
             };
-            raw.set(Field::RecommendationScore, score);
-            return Ok(());
+            self.raw.set(Field::RecommendationScore, score);
+            return;
         }
-        Ok(())
     }
 }
 
@@ -238,8 +285,8 @@ fn field_of_key(key: &Token<'_>) -> Option<Field> {
     }
 }
 
-/// Reads the object that is `metadata`; the token says no more than that it was one.
-fn read_entries<'v>(scanner: &mut Scanner<'v>, entries: &mut Vec<Pair<'v>>) -> Result<Token<'v>, Fault> {
+/// Reads the object that is `metadata`.
+fn read_entries<'v>(scanner: &mut Scanner<'v>, entries: &mut Vec<Pair<'v>>) -> Result<(), Fault> {
     // A second `metadata` is found to be a duplicate after its entries: they must not mix.
     entries.clear();
     scanner.open_object()?;
@@ -249,17 +296,7 @@ fn read_entries<'v>(scanner: &mut Scanner<'v>, entries: &mut Vec<Pair<'v>>) -> R
         let value = scanner.value(2)?;
         push_entry(entries, key, value)?;
     }
-    Ok(Token { kind: Kind::Object, text: "" })
-}
-
-fn put_once<'v>(slot: Option<&mut Option<Token<'v>>>, value: Token<'v>) -> Result<(), Fault> {
-    match slot {
-        Some(slot) if slot.is_none() => {
-            *slot = Some(value);
-            Ok(())
-        }
-        _ => Err(Fault::DuplicateKey),
-    }
+    Ok(())
 }
 
 /// The comparison with all keys so far is bounded by [`KEYS_MAX`].

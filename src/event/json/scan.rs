@@ -1,6 +1,7 @@
 //! A strict JSON scanner (RFC 8259) over text that is known to be UTF-8. It hands out slices and
 //! copies nothing; recursion and memory are bounded whatever the text says.
 
+use super::super::words::{is_plain_array, plain_end};
 use super::token::{Kind, Token};
 
 /// Objects and arrays within each other, the event itself included. Deeper, and a recursion per level
@@ -27,12 +28,13 @@ pub struct Scanner<'v> {
     position: usize,
     /// Keys of the nested objects that are open.
     keys: Vec<Token<'v>>,
+    has_escapes: bool,
 }
 
 impl<'v> Scanner<'v> {
     /// `keys` is an empty buffer to work with.
     pub fn new(text: &'v str, keys: Vec<Token<'v>>) -> Self {
-        Self { text, position: 0, keys }
+        Self { text, position: 0, keys, has_escapes: false }
     }
 
     pub fn into_keys(self) -> Vec<Token<'v>> {
@@ -41,6 +43,11 @@ impl<'v> Scanner<'v> {
 
     pub fn position(&self) -> usize {
         self.position
+    }
+
+    /// Whether any string so far has one, nested ones included.
+    pub fn has_escapes(&self) -> bool {
+        self.has_escapes
     }
 
     pub fn open_object(&mut self) -> Scanned<()> {
@@ -55,6 +62,7 @@ impl<'v> Scanner<'v> {
 
     /// The next key of the object that was opened, with its colon, or `None` at the closing brace.
     /// Duplicates are the caller's affair.
+    #[inline(always)]
     pub fn key(&mut self, is_first: bool) -> Scanned<Option<Token<'v>>> {
         self.skip_space();
         match self.peek() {
@@ -69,15 +77,46 @@ impl<'v> Scanner<'v> {
             _ if is_first => {}
             _ => return Err(Fault::Malformed("a comma or a closing brace is wanted")),
         }
-        let key = self.string()?;
+        let key = match self.plain_string() {
+            Some(key) => key,
+            None => self.string()?,
+        };
         self.skip_space();
         self.expect(b':', "a colon is wanted")?;
         Ok(Some(key))
     }
 
     /// The next value, checked to its end. `depth` objects and arrays are open around it.
+    #[inline(always)]
     pub fn value(&mut self, depth: usize) -> Scanned<Token<'v>> {
         self.skip_space();
+        if let Some(plain) = self.plain_string() {
+            return Ok(plain);
+        }
+        // Taken out and put back, so that a plain string never goes through memory.
+        let other = self.other_value(depth)?;
+        Ok(other)
+    }
+
+    /// The next value, if it is a string of `LENGTH` bytes without escapes: where it ends need not be looked for.
+    #[inline(always)]
+    pub fn plain_value<const LENGTH: usize>(&mut self) -> Option<Token<'v>> {
+        self.skip_space();
+        let (b'"', from_text) = self.rest().split_first()? else {
+            return None;
+        };
+        let (text, from_quote) = from_text.split_first_chunk::<LENGTH>()?;
+        if from_quote.first() != Some(&b'"') || !is_plain_array(text) {
+            return None;
+        }
+        let start = self.position + 1;
+        let end = start + LENGTH;
+        self.position = end + 1;
+        Some(Token { kind: Kind::String, text: self.slice(start, end) })
+    }
+
+    /// Any value, a string too.
+    fn other_value(&mut self, depth: usize) -> Scanned<Token<'v>> {
         let start = self.position;
         let kind = match self.peek() {
             Some(b'"') => return self.string(),
@@ -164,16 +203,34 @@ impl<'v> Scanner<'v> {
         }
     }
 
+    /// The string that begins here, if it has no escape, as most: it is one run of plain bytes.
+    #[inline(always)]
+    fn plain_string(&mut self) -> Option<Token<'v>> {
+        let bytes = self.text.as_bytes();
+        if bytes.get(self.position) != Some(&b'"') {
+            return None;
+        }
+        let start = self.position + 1;
+        let end = plain_end(bytes, start);
+        if bytes.get(end) != Some(&b'"') {
+            return None;
+        }
+        let text = self.text.get(start..end)?;
+        self.position = end + 1;
+        Some(Token { kind: Kind::String, text })
+    }
+
+    /// Any string: runs of plain bytes, and escapes.
     fn string(&mut self) -> Scanned<Token<'v>> {
         self.expect(b'"', "a string is wanted")?;
         let start = self.position;
         let mut kind = Kind::String;
         loop {
-            let rest = self.rest();
-            let Some(plain) = rest.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20) else {
+            let end = plain_end(self.text.as_bytes(), self.position);
+            if end == self.text.len() {
                 return Err(Fault::Malformed("a string has no end"));
-            };
-            self.position += plain;
+            }
+            self.position = end;
             match self.peek() {
                 Some(b'"') => {
                     let text = self.slice(start, self.position);
@@ -182,6 +239,7 @@ impl<'v> Scanner<'v> {
                 }
                 Some(b'\\') => {
                     kind = Kind::Escaped;
+                    self.has_escapes = true;
                     self.escape()?;
                 }
                 _ => return Err(Fault::Malformed("a control character in a string")),
@@ -268,6 +326,7 @@ impl<'v> Scanner<'v> {
         Ok(())
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8, what: &'static str) -> Scanned<()> {
         if self.peek() != Some(byte) {
             return Err(Fault::Malformed(what));
@@ -276,21 +335,25 @@ impl<'v> Scanner<'v> {
         Ok(())
     }
 
+    #[inline]
     fn skip_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.position += 1;
         }
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.position).copied()
     }
 
+    #[inline]
     fn rest(&self) -> &'v [u8] {
         self.text.as_bytes().get(self.position..).unwrap_or_default()
     }
 
     /// Both ends are next to ASCII, so this is never empty for want of a character's boundary.
+    #[inline]
     fn slice(&self, start: usize, end: usize) -> &'v str {
         self.text.get(start..end).unwrap_or_default()
     }
