@@ -1,7 +1,7 @@
 # Every task of the repository. `make` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-scaling bench-replicas bench-live bench-load bench-memory bench-leaves bench-check deny clean
+.PHONY: chart help install venv tools build stack stack-down demo test test-rust test-system lint fmt mutate soak drill crash-matrix bench-drain bench-produce bench-peers bench-scaling bench-limits bench-replicas bench-live bench-load bench-memory bench-leaves bench-check deny clean
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -74,8 +74,11 @@ bench-produce: install ## How long a producer waits for its acknowledgement, at 
 bench-peers: install ## The same topic drained by the worker, plain Python, Flink SQL and Kafka Connect, whole and killed half-way; ARGS=--latency: and followed at 5,000 events/s
 	benches/peers/run $(ARGS)
 
-bench-scaling: install ## What an event costs by partitions, lanes, batches, JSON and bad events
+bench-scaling: install ## What an event costs by partitions, lanes, batches, JSON, bad events and size
 	benches/scaling/run
+
+bench-limits: install ## What poll, decode, COPY and Parquet can do alone, beside the whole worker
+	benches/limits/run
 
 bench-replicas: install ## One to six workers on 6 and 24 partitions, rows on one and on two Postgres servers
 	benches/replicas/run

@@ -28,6 +28,14 @@ def in_venv():
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
+def leaves_program():
+    """The program of `benches/leaves`, optimised as the worker is."""
+    command = ["cargo", "bench", "--locked", "--bench", "leaves", "--no-run", "--message-format", "json"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return next(m["executable"] for m in reversed(messages) if m.get("target", {}).get("name") == "leaves" and m.get("executable"))
+
+
 class Stack:
     """Broker, Postgres, S3 server and registry, up while the block runs."""
 

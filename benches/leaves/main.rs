@@ -5,9 +5,11 @@
 //! cargo bench --bench leaves                       criterion
 //! leaves --count tuple_avro 20000                  runs the leaf over so many events, and says nothing
 //! leaves --list                                    the leaves
+//! leaves --poll 1000000                            reads so many records of the topic, and nothing else (benches/limits)
 //! ```
 
 mod leaf;
+mod poll;
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -21,6 +23,9 @@ fn main() {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--list"] => LEAVES.iter().for_each(|(name, _)| println!("{name}")),
         ["--count", name, events] => count(name, events.parse().expect("a number of events")),
+        ["--poll", records] => {
+            poll::run(records.parse().expect("a number of records")).expect("a topic that can be read");
+        }
         _ => measure(),
     }
 }
