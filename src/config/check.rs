@@ -219,6 +219,11 @@ fn kafka(config: &Config, checks: &mut Checks<'_>) {
         "the first must be at most a third of the second: one lost heartbeat must not end a session",
     );
     checks.that(
+        kafka.fetch_wait_ms_max <= 1_000,
+        &["kafka.fetch_wait_ms_max"],
+        "must be at most 1000: any record may wait for it",
+    );
+    checks.that(
         session.1 <= max_poll.1,
         &["kafka.session_timeout_ms", "kafka.max_poll_interval_ms"],
         "the first must not be more than the second: librdkafka refuses it",

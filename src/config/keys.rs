@@ -73,6 +73,10 @@ sections! {
         /// answer to it (a sixteenth, at least 1 MiB, compressed). Larger: more memory, more fetched in vain when
         /// partitions move. Smaller: catching up gets slower.
         queued_kbytes_max: u64 = 16_384;
+        /// How long a broker may gather records before it answers a fetch that finds little. Larger: rows are visible
+        /// later, by as much. Smaller: brokers are asked more often at low rates, up to once a record; with 0 they answer
+        /// at once, and hold a fetch that finds nothing for half a second.
+        fetch_wait_ms_max: u64 = 5;
         /// A partition may give nothing for so long while another client reads records of it; found so twice,
         /// the worker ends and is started anew. Larger: a client that hangs is noticed later. Smaller: must
         /// stay above the assign deadline.

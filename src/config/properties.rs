@@ -22,6 +22,8 @@ const NAMED: &[(&str, &str)] = &[
     ("bootstrap.servers", "kafka.bootstrap_servers"),
     ("client.id", "kafka.client_id"),
     ("fetch.max.bytes", "kafka.queued_kbytes_max"),
+    ("fetch.min.bytes", "kafka.fetch_wait_ms_max"),
+    ("fetch.wait.max.ms", "kafka.fetch_wait_ms_max"),
     ("group.id", "kafka.group_id"),
     ("heartbeat.interval.ms", "kafka.heartbeat_interval_ms"),
     ("max.poll.interval.ms", "kafka.max_poll_interval_ms"),

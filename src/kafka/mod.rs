@@ -64,6 +64,13 @@ pub fn client_config(config: &Config) -> ClientConfig {
 const FETCH_SHARE: u64 = 16;
 const FETCH_BYTES_MIN: u64 = 1 << 20;
 const FETCH_BYTES_MAX: u64 = 50 << 20;
+/// What one answer may bring of one partition; a first batch that is larger comes whole. Larger: an answer has but one or
+/// two partitions, and a batch that it cuts off is sent again, a quarter of all bytes in a backlog of large ones. Smaller:
+/// more requests.
+const PARTITION_BYTES_MAX: u64 = 256 << 10;
+/// An answer of so many bytes is worth sending before `kafka.fetch_wait_ms_max` is over. Larger: also at high rates every
+/// answer waits as long; smaller: at middling rates brokers are asked more often than they need be.
+const GATHERED_BYTES: u64 = 64 << 10;
 /// The prefetch counts so many bytes for a record at least. The client's limit counts key and value alone, and its own
 /// bookkeeping is 370 bytes a record: small ones would take three times the prefetch. Larger starves the poll thread;
 /// smaller takes more memory than the budget says.
@@ -77,10 +84,14 @@ pub fn consumer_config(config: &Config) -> ClientConfig {
     let prefetch_bytes = kafka.queued_kbytes_max << 10;
     client.set("queued.max.messages.kbytes", kafka.queued_kbytes_max.to_string());
     client.set("queued.min.messages", (prefetch_bytes / RECORD_BYTES).clamp(1, 10_000_000).to_string());
-    client.set("fetch.message.max.bytes", "1048576");
+    client.set("fetch.message.max.bytes", PARTITION_BYTES_MAX.to_string());
     // The queue is looked at before a fetch, not while one is answered.
     let fetch_bytes = (prefetch_bytes / FETCH_SHARE).clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX);
     client.set("fetch.max.bytes", fetch_bytes.to_string());
+    if kafka.fetch_wait_ms_max > 0 {
+        client.set("fetch.wait.max.ms", kafka.fetch_wait_ms_max.to_string());
+        client.set("fetch.min.bytes", GATHERED_BYTES.to_string());
+    }
     // The default of 1 s starves a consumer that keeps up; much less only costs wake-ups.
     client.set("fetch.queue.backoff.ms", "10");
     // Whatever partition is added is noticed within this time, and read from its beginning.
