@@ -281,7 +281,7 @@ fn what_makes_no_sense_is_refused() {
         "roll.age_ms_max=0",
         "postgres.lanes=0",
         "postgres.lanes=17",
-        "kafka.fetch_wait_ms_max=1001",
+        "kafka.fetch_wait_ms_max=1000",
         "rejects.ratio_max=0",
         "rejects.ratio_max=1.01",
         "rejects.ratio_max=NaN",

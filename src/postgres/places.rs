@@ -91,7 +91,7 @@ pub async fn enter(
 
 /// Partitions and what their row says of their place: nothing where it is here.
 const PLACES: &str =
-    "SELECT partition, CASE WHEN stopped = 'elsewhere' THEN coalesce(stopped_detail, '?') ELSE '' END
+    "SELECT partition, CASE WHEN stopped = 'elsewhere' THEN coalesce(nullif(stopped_detail, ''), '?') ELSE '' END
      FROM partition_ledger WHERE topic = $1";
 
 /// What a server's ledger says of where partitions are; nothing where it is here.

@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct Args {
     /// Measure acknowledgements without end: two records a second (--rate) to `kafka.canary_topic`, never to the source
     /// topic. Latency goes out as `canary.produce.ms`, by statsd and at `/metrics` of `health.addr`.
-    #[arg(long, conflicts_with_all = ["file", "count", "open_loop", "closed_loop", "bad_share", "record"])]
+    #[arg(long, conflicts_with_all = ["file", "count", "open_loop", "closed_loop", "bad_share", "metadata_bytes", "record"])]
     canary: bool,
     /// Give up a record, and count it as failed, after this long.
     #[arg(long, value_parser = parse_duration, default_value = "10s", value_name = "DURATION", requires = "canary")]
