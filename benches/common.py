@@ -44,6 +44,8 @@ class Stack:
         self.options = options
 
     def __enter__(self):
+        if "versitygw" in self.options:
+            subprocess.run([ROOT / "dev/versitygw"], check=True)  # nothing, if it is there
         self.run("up", *self.options)
         return self
 
