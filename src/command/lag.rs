@@ -5,6 +5,10 @@
 //!    never too small.
 //! 3. A frontier outside of what the broker has is no lag of so many records: it has a status of its own, and
 //!    is past every threshold.
+//! 4. Of several Postgres servers one that is away hides nothing but its own partitions: the others are told, then
+//!    that it is away.
+
+mod ledgers;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -12,15 +16,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::future::try_join_all;
-use sqlx::{PgPool, Row};
 
+use self::ledgers::{Away, Ledgers, Standing};
 use super::Failure;
 use crate::config::Config;
 use crate::kafka::broker::Brokers;
 use crate::kafka::probe::Found;
 use crate::lag::{LagStatus, Observation, Window};
 use crate::outside::Broker;
-use crate::postgres::places;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -77,24 +80,31 @@ impl Line {
     }
 }
 
+/// What was found at one look.
+struct Look {
+    now_ms: i64,
+    lines: Vec<Line>,
+    away: Vec<Away>,
+}
+
 pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {
-    let servers = 0..config.postgres.urls().count();
-    let pools = servers.map(|server| super::ledger::pool(config, server)).collect::<Result<Vec<_>, _>>()?;
+    let ledgers = Ledgers::new(config)?;
     let brokers = Brokers::new(config);
     let mut windows: BTreeMap<i32, Window> = BTreeMap::new();
-    let mut last: Option<Vec<Line>> = None;
+    let mut last: Option<Look> = None;
     loop {
         let looked = tokio::select! {
-            looked = look(config, &pools, &brokers) => looked,
-            _ = tokio::signal::ctrl_c() => return ended(&args, last.as_deref()),
+            looked = look(config, &ledgers, &brokers) => looked,
+            _ = tokio::signal::ctrl_c() => return ended(&args, last),
         };
         match looked {
-            Ok((now_ms, mut lines)) => {
-                for line in &mut lines {
-                    line.status = status(line, now_ms, windows.entry(line.partition).or_default()).as_str();
+            Ok(mut look) => {
+                for line in &mut look.lines {
+                    line.status =
+                        status(line, look.now_ms, windows.entry(line.partition).or_default()).as_str();
                 }
-                show(&args, config, now_ms, &lines);
-                last = Some(lines);
+                show(&args, config, &look);
+                last = Some(look);
             }
             // Whoever watches through an outage wants to see its end too. What was wrong from the start is an error.
             Err(failure) if args.watch.is_some() && last.is_some() => {
@@ -102,19 +112,26 @@ pub async fn run(args: Args, config: &Config) -> Result<(), Failure> {
             }
             Err(failure) => return Err(failure),
         }
-        let Some(seconds) = args.watch else { return ended(&args, last.as_deref()) };
+        let Some(seconds) = args.watch else { return ended(&args, last) };
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(seconds.max(1))) => {}
-            _ = tokio::signal::ctrl_c() => return ended(&args, last.as_deref()),
+            _ = tokio::signal::ctrl_c() => return ended(&args, last),
         }
     }
 }
 
-/// The verdict is the last look's.
-fn ended(args: &Args, last: Option<&[Line]>) -> Result<(), Failure> {
-    match last {
-        Some(lines) => judge(args, lines),
-        None => Err(Failure::Interrupted("interrupted before the first look".to_owned())),
+/// The verdict is the last look's. What is past a threshold is said before that a server is away.
+fn ended(args: &Args, last: Option<Look>) -> Result<(), Failure> {
+    let Some(look) = last else {
+        return Err(Failure::Interrupted("interrupted before the first look".to_owned()));
+    };
+    judge(args, &look.lines)?;
+    match look.away.into_iter().next() {
+        Some(away) => {
+            let told = format!("the lag of partitions {} is not known", away.named());
+            Err(away.why.context(told).into())
+        }
+        None => Ok(()),
     }
 }
 
@@ -134,7 +151,7 @@ fn status(line: &Line, now_ms: i64, window: &mut Window) -> LagStatus {
 }
 
 /// Ledger first, ends after it.
-async fn look(config: &Config, pools: &[PgPool], brokers: &Brokers) -> Result<(i64, Vec<Line>), Failure> {
+async fn look(config: &Config, ledgers: &Ledgers<'_>, brokers: &Brokers) -> Result<Look, Failure> {
     let asking =
         || format!("asking the brokers ({}) about {}", config.kafka.bootstrap_servers, config.kafka.topic);
     let partitions = brokers.partitions().await.with_context(asking)?;
@@ -143,13 +160,14 @@ async fn look(config: &Config, pools: &[PgPool], brokers: &Brokers) -> Result<(i
         return Err(Failure::Ledger(format!("there is no topic {topic}: `feed-worker topics apply`")));
     }
     let mut attempts = 1;
-    let (now_ms, ledger, mut lines) = loop {
-        let (now_ms, ledger) = ledgers(config, pools).await.context("reading the ledger (DATABASE_URL)")?;
-        let bounds = brokers.bounds(&partitions).await.with_context(asking)?;
-        let lines: Vec<Line> = bounds.into_iter().map(|bounds| line(&ledger, bounds)).collect();
+    let (found, mut lines) = loop {
+        let found = ledgers.read(&partitions).await?;
+        let known: Vec<i32> = partitions.iter().copied().filter(|p| !found.is_away(*p)).collect();
+        let bounds = brokers.bounds(&known).await.with_context(asking)?;
+        let lines: Vec<Line> = bounds.into_iter().map(|bounds| line(&found.rows, bounds)).collect();
         // Retention may have passed the frontier that was read only after a worker had moved it on.
         if attempts == LOOKS_MAX || lines.iter().all(|line| line.out_of_bounds().is_none()) {
-            break (now_ms, ledger, lines);
+            break (found, lines);
         }
         attempts += 1;
     };
@@ -168,10 +186,17 @@ async fn look(config: &Config, pools: &[PgPool], brokers: &Brokers) -> Result<(i
         let told = format!("the brokers do not show what stands at {topic}/{partition}@{offset}: try again");
         return Err(Failure::Deadline(told));
     }
-    let oldest = try_join_all(lines.iter().map(|line| oldest_row_ms(pools, line, &ledger)))
-        .await
-        .context("reading the table (DATABASE_URL)")?;
-    let age_s = |at_ms: i64| (now_ms - at_ms).max(0) as f64 / 1000.0;
+    let rows = lines.iter().map(|line| {
+        let row = found.rows.get(&line.partition).filter(|row| row.export_frontier < row.persist_frontier);
+        async move {
+            match row {
+                Some(row) => ledgers.oldest_row_ms(line.partition, row).await,
+                None => Ok(None),
+            }
+        }
+    });
+    let oldest = try_join_all(rows).await.context("reading the table (DATABASE_URL)")?;
+    let age_s = |at_ms: i64| (found.now_ms - at_ms).max(0) as f64 / 1000.0;
     for (line, oldest) in lines.iter_mut().zip(oldest) {
         match next.get(&line.partition) {
             Some(Found::Record { timestamp_ms, .. }) => line.persist_seconds = age_s(*timestamp_ms),
@@ -185,127 +210,38 @@ async fn look(config: &Config, pools: &[PgPool], brokers: &Brokers) -> Result<(i
         // What is not even in the table is not in a file either.
         line.export_seconds = oldest.map_or(line.persist_seconds, age_s).max(line.persist_seconds);
     }
-    Ok((now_ms, lines))
+    Ok(Look { now_ms: found.now_ms, lines, away: found.away })
 }
 
 fn line(ledger: &BTreeMap<i32, Standing>, (partition, low, end): (i32, i64, i64)) -> Line {
-    match ledger.get(&partition) {
-        Some(row) => row.line(partition, low, end),
-        // Nobody has ever owned it: all of it waits.
-        None => Standing { persist_frontier: low, export_frontier: low, ..Standing::default() }
-            .line(partition, low, end),
+    let never = Standing::before(low);
+    let row = ledger.get(&partition).unwrap_or(&never);
+    Line {
+        partition,
+        persist_frontier: row.persist_frontier,
+        export_frontier: row.export_frontier,
+        low,
+        end,
+        persist_records: (end - row.persist_frontier).max(0),
+        persist_seconds: 0.0,
+        export_records: (end - row.export_frontier).max(0),
+        export_seconds: 0.0,
+        status: LagStatus::Ok.as_str(),
+        owner: row.owner.clone(),
+        stopped: row.stopped.clone(),
+        untouched_ms: row.untouched_ms,
     }
 }
 
-/// A partition's row of the ledger.
-#[derive(Default)]
-struct Standing {
-    persist_frontier: i64,
-    export_frontier: i64,
-    closed_day: Option<i32>,
-    owner: Option<String>,
-    stopped: Option<String>,
-    untouched_ms: i64,
-    /// The number of the server that has it.
-    server: usize,
-}
-
-impl Standing {
-    fn line(&self, partition: i32, low: i64, end: i64) -> Line {
-        Line {
-            partition,
-            persist_frontier: self.persist_frontier,
-            export_frontier: self.export_frontier,
-            low,
-            end,
-            persist_records: (end - self.persist_frontier).max(0),
-            persist_seconds: 0.0,
-            export_records: (end - self.export_frontier).max(0),
-            export_seconds: 0.0,
-            status: LagStatus::Ok.as_str(),
-            owner: self.owner.clone(),
-            stopped: self.stopped.clone(),
-            untouched_ms: self.untouched_ms,
-        }
-    }
-}
-
-/// What all servers have, and the first one's clock.
-async fn ledgers(config: &Config, pools: &[PgPool]) -> Result<(i64, BTreeMap<i32, Standing>), sqlx::Error> {
-    let (mut all, mut clock) = (BTreeMap::new(), None);
-    for (server, pool) in pools.iter().enumerate() {
-        let (now_ms, mut found) = ledger(config, pool).await?;
-        if pools.len() > 1 {
-            // Only says that the partition has its row on another server.
-            found.retain(|_, row| row.stopped.as_deref().is_none_or(|why| places::place_of(why).is_none()));
-        }
-        found.values_mut().for_each(|row| row.server = server);
-        all.extend(found);
-        clock.get_or_insert(now_ms);
-    }
-    Ok((clock.unwrap_or_default(), all))
-}
-
-async fn ledger(config: &Config, pool: &PgPool) -> Result<(i64, BTreeMap<i32, Standing>), sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT partition, persist_frontier, export_frontier, closed_day - DATE '1970-01-01' AS closed_day, owner,
-                stopped || coalesce(': ' || stopped_detail, '') AS stopped,
-                (extract(epoch FROM clock_timestamp() - updated_at) * 1000)::bigint AS untouched_ms
-         FROM partition_ledger WHERE topic = $1",
-    )
-    .bind(&config.kafka.topic)
-    .fetch_all(pool)
-    .await?;
-    let now_ms = sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-        .fetch_one(pool)
-        .await?;
-    let standing = |row: &sqlx::postgres::PgRow| {
-        let standing = Standing {
-            persist_frontier: row.get("persist_frontier"),
-            export_frontier: row.get("export_frontier"),
-            closed_day: row.get("closed_day"),
-            owner: row.get("owner"),
-            stopped: row.get("stopped"),
-            untouched_ms: row.get("untouched_ms"),
-            server: 0,
-        };
-        (row.get("partition"), standing)
-    };
-    Ok((now_ms, rows.iter().map(standing).collect()))
-}
-
-/// When the oldest row that is in no file was recorded; none: there is no such row.
-async fn oldest_row_ms(
-    pools: &[PgPool],
-    line: &Line,
-    ledger: &BTreeMap<i32, Standing>,
-) -> Result<Option<i64>, sqlx::Error> {
-    if line.export_frontier >= line.persist_frontier {
-        return Ok(None);
-    }
-    // The day bounds the table's partitions that Postgres has to look into.
-    let row = ledger.get(&line.partition);
-    let closed_day = row.and_then(|row| row.closed_day).unwrap_or(0);
-    let Some(pool) = pools.get(row.map_or(0, |row| row.server)) else { return Ok(None) };
-    sqlx::query_scalar(
-        "SELECT (extract(epoch FROM recorded_at) * 1000)::bigint FROM user_interactions
-         WHERE kafka_partition = $1 AND kafka_offset >= $2
-           AND recorded_at >= (DATE '1970-01-01' + $3::int)::timestamp AT TIME ZONE 'UTC'
-         ORDER BY kafka_offset LIMIT 1",
-    )
-    .bind(line.partition)
-    .bind(line.export_frontier)
-    .bind(closed_day + 1)
-    .fetch_optional(pool)
-    .await
-}
-
-fn show(args: &Args, config: &Config, now_ms: i64, lines: &[Line]) {
+fn show(args: &Args, config: &Config, look: &Look) {
+    let lines = &look.lines;
     if args.json {
+        let away: Vec<_> = look.away.iter().map(Away::json).collect();
         println!(
             "{}",
             serde_json::json!({
-                "topic": config.kafka.topic, "group": config.kafka.group_id, "at_ms": now_ms, "partitions": lines,
+                "topic": config.kafka.topic, "group": config.kafka.group_id, "at_ms": look.now_ms, "partitions": lines,
+                "away": away,
             })
         );
         return;
@@ -345,6 +281,9 @@ fn show(args: &Args, config: &Config, now_ms: i64, lines: &[Line]) {
         sum(|l| l.persist_records),
         sum(|l| l.export_records)
     );
+    for away in &look.away {
+        println!("not known: partitions {}, whose Postgres server is away ({})", away.named(), away.server);
+    }
 }
 
 /// Whether what was asked for holds.

@@ -85,20 +85,35 @@ pub(super) async fn log_action(
     Ok(())
 }
 
+/// Of several servers those that answer are shown; then it fails for one that does not.
 async fn show(config: &Config, json: bool) -> Result<(), Failure> {
+    let (mut rows, mut away) = (Vec::new(), None);
     // Finished days stand at the first server.
-    let success: Option<String> =
-        sqlx::query_scalar("SELECT success_day::text FROM topic_ledger WHERE topic = $1")
-            .bind(&config.kafka.topic)
-            .fetch_optional(&mut *connect(config, 0).await?)
-            .await
-            .context("reading the ledger")?;
-    let mut rows = Vec::new();
-    for server in 0..config.postgres.urls().count() {
-        rows.extend(shown(config, server, success.as_deref()).await?);
+    let success = success_day(config).await;
+    if !config.postgres.is_spread() {
+        tell(config, json, shown(config, 0, success?.as_deref()).await?);
+        return Ok(());
     }
-    rows.sort_by_key(|row| row.get::<i32, _>("partition"));
-    tell(config, json, rows)
+    let finished = success.as_ref().ok().and_then(Option::as_deref);
+    for server in 0..config.postgres.urls().count() {
+        match shown(config, server, finished).await {
+            Ok(found) => rows.extend(found),
+            Err(failure) => away = away.or(Some(failure)),
+        }
+    }
+    tell(config, json, rows);
+    match away {
+        Some(failure) => Err(failure),
+        None => success.map(drop),
+    }
+}
+
+async fn success_day(config: &Config) -> Result<Option<String>, Failure> {
+    Ok(sqlx::query_scalar("SELECT success_day::text FROM topic_ledger WHERE topic = $1")
+        .bind(&config.kafka.topic)
+        .fetch_optional(&mut *connect(config, 0).await?)
+        .await
+        .context("reading the ledger")?)
 }
 
 /// The partitions that a server has, but not those of which it only says that they are elsewhere: the other one's row
@@ -124,7 +139,8 @@ async fn shown(config: &Config, server: usize, success: Option<&str>) -> Result<
     Ok(rows)
 }
 
-fn tell(config: &Config, json: bool, rows: Vec<PgRow>) -> Result<(), Failure> {
+fn tell(config: &Config, json: bool, mut rows: Vec<PgRow>) {
+    rows.sort_by_key(|row| row.get::<i32, _>("partition"));
     if !json {
         println!(
             "{:>9} {:>14} {:>14} {:>11} {:>11} {:>9} {:<20} {:<20} state",
@@ -164,7 +180,6 @@ fn tell(config: &Config, json: bool, rows: Vec<PgRow>) -> Result<(), Failure> {
             );
         }
     }
-    Ok(())
 }
 
 /// Moves a stopped partition's frontier to `to`, and writes the range that was never read down.

@@ -247,12 +247,13 @@ impl Pipeline {
     }
 
     /// SIGTERM: open files that are worth one go out, the largest first; the others are read back by the next owner.
-    /// Returns whether there are some whose turn has not come.
+    /// A partition's file has all its rows once what was taken of it is written: whoever still waits for a Postgres server
+    /// that is away keeps nobody else's. Returns whether there are some whose turn has not come.
     pub(super) fn seal_for_shutdown(&mut self) -> bool {
         let worth = self.config.export.shutdown_rows_min.max(1);
         loop {
             let uploading = self.partitions.values().filter(|p| p.exporter.is_uploading()).count();
-            let open = self.partitions.values_mut().filter(|p| p.exporter.is_live());
+            let open = self.partitions.values_mut().filter(|p| p.is_written() && p.exporter.is_live());
             let largest = open.max_by_key(|p| p.exporter.open_rows());
             let Some(partition) = largest.filter(|p| p.exporter.open_rows() >= worth) else { return false };
             if uploading >= SHUTDOWN_UPLOADS {

@@ -170,13 +170,13 @@ impl Pipeline {
             tracing::warn!("the shutdown deadline is over: the next owner goes on from the ledger");
             return true;
         }
-        if !self.partitions.values().all(Partition::is_written) {
-            return false;
-        }
-        if !std::mem::replace(&mut shutdown.sealing, true) {
+        let is_written = self.partitions.values().all(Partition::is_written);
+        if is_written && !std::mem::replace(&mut shutdown.sealing, true) {
             failpoint!(pause "shutdown.before-sealing");
         }
-        !self.seal_for_shutdown() && self.partitions.values().all(|p| !p.exporter.is_uploading())
+        !self.seal_for_shutdown()
+            && is_written
+            && self.partitions.values().all(|p| !p.exporter.is_uploading())
     }
 
     /// Tells the poll thread to commit and leave, and waits a moment for it.

@@ -52,8 +52,8 @@ def long_day(stack):
     harness.wait_until(lambda: stack.now_s() % DAY_S < DAY_S - LONG_DAY_S, "midnight to pass", LONG_DAY_S + 30)
 
 
-def started(case, name):
-    worker = case.start(name)
+def started(case, name, **configuration):
+    worker = case.start(name, **configuration)
     case.wait_ready(worker, READY_MAX_S)
     return worker
 
@@ -124,7 +124,7 @@ def test_two_servers_one_job(case):
 def test_a_server_that_is_away_holds_up_its_own(case, second_server, long_day):
     generator = generate.Generator(72, case.schemas(), bad_share=0)
     events = lambda count: (generator.event() for _ in range(count))  # noqa: E731
-    first = started(case, "first")
+    first = started(case, "first", ROLL__AGE_MS_MAX="600000")
     case.produce(events(3000))
     case.wait_drained()
     begin_yesterday(case)
@@ -139,8 +139,14 @@ def test_a_server_that_is_away_holds_up_its_own(case, second_server, long_day):
 
     case.wait(lambda: all(frontier(partition) == ends[partition] for partition in ON[0]), "the first server's go on", 90)
     case.wait(lambda: "days are not finished yet" in first.log(), "the day was tried", 90)
-    # One that starts now takes what it can. To migrate it would need every server.
+    assert_commands_tell_the_rest(case)
+    filed = "SELECT coalesce(max(next_offset), 0) FROM export_files WHERE partition = %s"
+    first.signal(signal.SIGTERM)
+    # Who waits for the second server's rows keeps nobody else's files back.
+    case.wait(lambda: all(case.query(filed, (p,))[0][0] == ends[p] for p in ON[0]), "the first server's files", 15)
+    assert first.alive, "there are rows that it has taken and not written"
     first.kill()
+    # One that starts now takes what it can. To migrate it would need every server.
     second = case.start_without_migration()
     case.wait_ready(second, READY_MAX_S)
     case.wait(lambda: second.log().count("its Postgres server is away") >= len(ON[1]), "the others wait", 60)
@@ -154,6 +160,23 @@ def test_a_server_that_is_away_holds_up_its_own(case, second_server, long_day):
     case.wait(lambda: is_finished(case, day), f"{day} closed", 90)
     finish(case, second)
     case.assert_each_on_its_server()
+
+
+def assert_commands_tell_the_rest(case):
+    """While the second server is away."""
+    told = case.run("lag", "--json", "--records-max", "0")
+    assert told.returncode == 75, told.stderr
+    look = json.loads(told.stdout)
+    assert [line["partition"] for line in look["partitions"]] == list(ON[0])
+    assert [(away["server"], away["partitions"]) for away in look["away"]] == [(case.location(1), list(ON[1]))]
+    told = case.run("lag")
+    assert told.returncode == 75
+    assert told.stdout.splitlines()[-1] == f"not known: partitions 3, 4, 5, whose Postgres server is away ({case.location(1)})"
+    assert "the lag of partitions 3, 4, 5 is not known" in told.stderr
+    told = case.run("ledger", "show", "--json")
+    assert told.returncode == 75, told.stderr
+    assert [json.loads(line)["partition"] for line in told.stdout.splitlines()] == list(ON[0])
+    assert case.location(1) in told.stderr
 
 
 def test_a_day_waits_for_every_servers_partitions(case, long_day):
