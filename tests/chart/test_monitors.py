@@ -59,7 +59,7 @@ def test_a_threshold_of_nothing_is_refused(option):
 
 
 def test_without_a_url_runbooks_are_paths():
-    chart = rendering.rendered("minimal", "--set", "monitors.prometheus.enabled=true")
+    chart = rendering.rendered("minimal", "--set", "monitors.prometheus.enabled=true,networkPolicy.enabled=false")
     assert all(rule["annotations"]["runbook_url"].startswith("docs/runbooks/") for rule in rules(chart).values())
 
 

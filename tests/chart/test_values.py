@@ -51,6 +51,8 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ("config.traces.ratio=all", "config/traces/ratio"),
         ("config.kafka.allow_create_time=perhaps", "config/kafka/allow_create_time"),
         ("config.kafka.auth=msk_iam", "topicsDrift.enabled: `feed-worker topics` cannot work with config.kafka.auth msk_iam"),
+        ("config.kafka.auth=token_file,topicsDrift.enabled=false", "config.kafka.retention_ms is missing: with config.kafka.auth token_file"),
+        ("monitors.prometheus.enabled=true", "networkPolicy.metricsFrom is empty"),
         # What the chart sets itself, and what is a secret.
         ("config.shutdown.grace_ms=1", "grace_ms"),
         ("config.statsd.addr=x:1", "addr"),
@@ -79,7 +81,20 @@ def test_everything_that_is_missing_is_told_at_once():
 
 def test_the_drift_job_may_have_its_own_way_to_the_brokers():
     drift = "topicsDrift.extraEnv[0].name=FEED_WORKER_KAFKA__AUTH,topicsDrift.extraEnv[0].value=scram"
-    ended = rendering.run("minimal", "--set", f"config.kafka.auth=msk_iam,config.kafka.tls=true,{drift}")
+    iam = "config.kafka.auth=msk_iam,config.kafka.tls=true,config.kafka.retention_ms=604800000"
+    ended = rendering.run("minimal", "--set", f"{iam},{drift}")
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("option", ["networkPolicy.enabled=false", "networkPolicy.metricsFrom[0].podSelector.matchLabels.app=prometheus"])
+def test_prometheus_may_ask_where_no_policy_forbids_it(option):
+    ended = rendering.run("minimal", "--set", f"monitors.prometheus.enabled=true,{option}")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_how_long_the_topic_keeps_records_may_come_as_a_variable():
+    variable = "extraEnv[0].name=FEED_WORKER_KAFKA__RETENTION_MS,extraEnv[0].value=604800000"
+    ended = rendering.run("minimal", "--set", f"config.kafka.auth=token_file,topicsDrift.enabled=false,{variable}")
     assert ended.returncode == 0, ended.stderr
 
 

@@ -229,6 +229,12 @@ def render(shell, said):
     subject = re.search(r":sub\": \"(system:\S+)\"", TEXT)[1]
     pod = objects["Deployment", "feed-worker"]["spec"]["template"]["spec"]
     assert subject == f"system:serviceaccount:pipelines:{pod['serviceAccountName']}"
+    # Nothing of it comes up blind: Prometheus gets in, and lag is held to the contract's retention.
+    (rule,) = objects["NetworkPolicy", "feed-worker"]["spec"]["ingress"]
+    assert rule["from"] and [port["port"] for port in rule["ports"]] == [8080]
+    contract = yaml.safe_load((ROOT / "topics.yaml").read_text())["topics"][0]
+    kafka = yaml.safe_load(objects["ConfigMap", "feed-worker"]["data"]["config.yaml"])["kafka"]
+    assert kafka["retention_ms"] == contract["config"]["retention.ms"]
     # The program takes what the workers get, and what the drift job gets beside it.
     config = shell.folder / "config.yaml"
     config.write_text(objects["ConfigMap", "feed-worker"]["data"]["config.yaml"])

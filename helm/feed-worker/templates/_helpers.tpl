@@ -136,6 +136,12 @@ annotations:
 {{- if and (eq .Values.autoscaling.mode "keda") (not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1")) -}}
 {{- $problems = append $problems "autoscaling.mode is keda, but the cluster has no keda.sh/v1alpha1 (for `helm template`: --api-versions keda.sh/v1alpha1)" -}}
 {{- end -}}
+{{- if and (has $auth (list "msk_iam" "token_file")) (not (dig "kafka" "retention_ms" "" .Values.config)) (not (contains "FEED_WORKER_KAFKA__RETENTION_MS" (toJson .Values.extraEnv))) -}}
+{{- $problems = append $problems (printf "config.kafka.retention_ms is missing: with config.kafka.auth %s brokers cannot be asked for it, and nobody would be told before records are deleted unread; set it to the topic's retention.ms" $auth) -}}
+{{- end -}}
+{{- if and .Values.monitors.prometheus.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) -}}
+{{- $problems = append $problems "networkPolicy.metricsFrom is empty, so that Prometheus (monitors.prometheus.enabled) may not ask the pods: name its namespace, [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}], or set networkPolicy.enabled to false" -}}
+{{- end -}}
 {{- if and (eq .Values.statsd.target "address") (not .Values.statsd.address) -}}
 {{- $problems = append $problems "statsd.address is missing, which statsd.target asks for" -}}
 {{- end -}}
