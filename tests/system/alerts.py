@@ -57,8 +57,8 @@ def firing(name, expected, at):
     }
 
 
-def run(folder, tests, interval="1m", scope=SCOPE, **holding):
-    """promtool's verdict about tests of (series → values, [(name, how many fire, when)])."""
+def run(folder, tests, interval="1m", scope=SCOPE, more=(), **holding):
+    """promtool's verdict about tests of (series → values, [(name, how many fire, when)]), and what `more` asks of each."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules(scope, **holding)))
     written = {
@@ -68,7 +68,7 @@ def run(folder, tests, interval="1m", scope=SCOPE, **holding):
             {
                 "interval": interval,
                 "input_series": [{"series": series, "values": values} for series, values in given.items()],
-                "promql_expr_test": [firing(*one) for one in wanted],
+                "promql_expr_test": [*(firing(*one) for one in wanted), *more],
             }
             for given, wanted in tests
         ],
