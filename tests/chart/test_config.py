@@ -103,8 +103,10 @@ def test_the_scaler_asks_for_the_group_that_the_worker_is_in(tmp_path):
     assert trigger["metadata"]["bootstrapServers"] == kafka["bootstrap_servers"]
 
 
-@pytest.mark.parametrize("name", ["maintain", "topics-drift", "audit"])
-@pytest.mark.parametrize("fixture", ["full", "minimal"])
+@pytest.mark.parametrize(
+    ("fixture", "name"),
+    [(fixture, name) for fixture in ("full", "minimal") for name in ("maintain", "topics-drift", "audit")] + [("full", "operator")],
+)
 def test_the_jobs_take_it_too(fixture, name, tmp_path):
     """Without a database of their own `config` misses one, and names it."""
     chart = rendering.rendered(fixture)
@@ -116,7 +118,7 @@ def test_the_jobs_take_it_too(fixture, name, tmp_path):
         effective(chart, tmp_path, container)
 
 
-@pytest.mark.parametrize("name", ["migrate", "maintain", "topics-drift", "audit", "worker"])
+@pytest.mark.parametrize("name", ["migrate", "maintain", "topics-drift", "audit", "operator", "worker"])
 def test_the_program_has_the_commands_that_the_chart_calls(name):
     chart = rendering.rendered("full")
     containers = {container["name"]: container for _, _, pod in chart.pods() for container in pod["containers"]}

@@ -95,9 +95,10 @@ def test_the_notes_say_what_to_check_next():
     said = notes("minimal")
     assert "kubectl -n pipelines rollout status deployment/feed-feed-worker" in said
     assert "--from=cronjob/feed-feed-worker-maintain" in said and "--from=cronjob/feed-feed-worker-audit" in said
-    assert "Nobody is paged" in said
+    assert "Nobody is paged" in said and "Nobody can decide yet" in said
     assert "2 for 6 partitions" in said
     said = notes("full", "--set", "autoscaling.mode=hpa")
-    assert "Nobody is paged" not in said
+    assert "Nobody is paged" not in said and "Nobody can decide" not in said
+    assert "cronjob/feed-feed-worker-operator" in said
     assert "NOT INSTALLED: monitors.prometheus" in said and "NOT INSTALLED: monitors.datadog" in said
     assert "cronjob" not in notes("gitops")

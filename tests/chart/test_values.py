@@ -24,6 +24,8 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ("migration.database.secret=", "migration.database.secret is missing"),
         ("maintain.database.secret=", "maintain.database.secret is missing"),
         ("audit.database.secret=", "audit.database.secret is missing"),
+        ("operator.enabled=true", "operator.database.secret is missing"),
+        ("operator.schedule=0 0 * * *", "schedule"),
         ("database.moreKey=more", "database.moreKey (the Secret's key"),
         ("config.postgres.placement=3: 1", "database.moreKey (the Secret's key"),
         ("config.postgres.placement=3: 1,database.moreKey=more", "audit.database.moreKey is missing"),

@@ -224,8 +224,13 @@ def render(shell, said):
     ended = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     # The names that other blocks use.
-    for named in (("Deployment", "feed-worker"), ("CronJob", "feed-worker-maintain"), ("CronJob", "feed-worker-audit")):
+    jobs = [("CronJob", f"feed-worker-{name}") for name in ("maintain", "audit", "operator")]
+    for named in (("Deployment", "feed-worker"), *jobs):
         assert named in objects
+    # The Secrets that pods ask for are those that the guide makes.
+    (made,) = re.findall(r"^for role in ([a-z ]+); do\n    url=", "".join(one.body for one in AWS), re.M)
+    asked = {name for name in re.findall(r"name: (feed-[a-z]+-database)$", text, re.M)}
+    assert asked == {f"feed-{role}-database" for role in made.split()}
     subject = re.search(r":sub\": \"(system:\S+)\"", TEXT)[1]
     pod = objects["Deployment", "feed-worker"]["spec"]["template"]["spec"]
     assert subject == f"system:serviceaccount:pipelines:{pod['serviceAccountName']}"

@@ -101,7 +101,7 @@ annotations:
 {{- if not .Values.database.secret -}}
 {{- $problems = append $problems "database.secret is missing: the Secret with the worker's Postgres URL" -}}
 {{- end -}}
-{{- range $job := list "migration" "maintain" "audit" -}}
+{{- range $job := list "migration" "maintain" "audit" "operator" -}}
 {{- $values := get $.Values $job -}}
 {{- if and $values.enabled (not $values.database.secret) -}}
 {{- $problems = append $problems (printf "%s.database.secret is missing: its role is not the worker's; or set %s.enabled to false" $job $job) -}}
@@ -111,7 +111,7 @@ annotations:
 {{- if ne (empty $placement) (empty .Values.database.moreKey) -}}
 {{- $problems = append $problems "database.moreKey (the Secret's key with the URLs of further Postgres servers) and config.postgres.placement belong together: set both or neither" -}}
 {{- end -}}
-{{- range $job := list "migration" "maintain" "audit" -}}
+{{- range $job := list "migration" "maintain" "audit" "operator" -}}
 {{- $values := get $.Values $job -}}
 {{- if and $values.enabled $placement (not $values.database.moreKey) -}}
 {{- $problems = append $problems (printf "%s.database.moreKey is missing: with config.postgres.placement the job needs the URLs of every server" $job) -}}
@@ -282,7 +282,11 @@ metadata:
     app.kubernetes.io/component: {{ .name }}
   {{- with include "feed-worker.annotations" (list $root dict) }}{{ . | nindent 2 }}{{ end }}
 spec:
-  schedule: {{ .job.schedule | quote }}
+  {{- if .suspended }}
+  suspend: true
+  # Kubernetes wants one.
+  {{- end }}
+  schedule: {{ .job.schedule | default "0 0 1 1 *" | quote }}
   timeZone: Etc/UTC
   concurrencyPolicy: Forbid
   # A run that was missed for so long is left to the next one.
@@ -291,8 +295,8 @@ spec:
   failedJobsHistoryLimit: {{ $root.Values.jobsHistory.failed }}
   jobTemplate:
     spec:
-      # What is away comes back; what was found stays found.
-      backoffLimit: 3
+      # What is away comes back; what was found stays found. What somebody decided is done once.
+      backoffLimit: {{ ternary 0 3 (default false .suspended) }}
       activeDeadlineSeconds: {{ .job.activeDeadlineSeconds }}
       podFailurePolicy:
         rules:
