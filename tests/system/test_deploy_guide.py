@@ -192,7 +192,7 @@ def names(shell, said):
 
 @block("policies")
 def policies(shell, said):
-    for name in ("worker", "producer", "bucket", "bucket-lifecycle"):
+    for name in ("worker", "producer", "eraser", "bucket", "bucket-lifecycle"):
         text = (ROOT / "docs" / "policies" / f"{name}.json").read_text()
         for known, value in (("${REGION}", "AWS_REGION"), ("${ACCOUNT}", "ACCOUNT"), ("${CLUSTER}", "CLUSTER")):
             text = text.replace(known, shell.value(value))
@@ -442,7 +442,7 @@ def test_files_that_are_handed_to_aws_were_made_before():
         used = re.findall(r"(?:fileb?://|=|-f |--values )(target/deploy/[\w.-]+|docs/[\w./-]+)", one.body)
         made |= set(re.findall(r">(target/deploy/[\w.-]+)", one.body)) | set(re.findall(r"-fsSo (target/deploy/[\w.-]+)", one.body))
         if one.mark.startswith("<!-- runs locally: policies"):
-            made |= {f"target/deploy/{name}.json" for name in ("worker", "producer", "bucket", "bucket-lifecycle")}
+            made |= {f"target/deploy/{name}.json" for name in ("worker", "producer", "eraser", "bucket", "bucket-lifecycle")}
         for path in used:
             assert path in made or (ROOT / path).exists() and not path.startswith("target"), f"line {one.line}: {path}"
 
@@ -461,10 +461,16 @@ def test_variables_are_set_before_they_are_used():
 
 def test_policies_inside_the_guide_are_json():
     found = [body for one in AWS for body in re.findall(r"<<EOF\n(\{.*?\n\})\nEOF", one.body, re.S)]
-    assert len(found) == 1
-    policy = json.loads(re.sub(r"\$\{?[A-Z]+(#https://)?\}?", "x", found[0]))
-    (statement,) = policy["Statement"]
-    assert statement["Action"] == "sts:AssumeRoleWithWebIdentity" and len(statement["Condition"]["StringEquals"]) == 2
+    policies = [json.loads(re.sub(r"\$\{?[A-Z]+(#https://)?\}?", "x", text)) for text in found]
+    (eraser,), (worker,) = (policy["Statement"] for policy in policies)
+    assert worker["Action"] == "sts:AssumeRoleWithWebIdentity" and len(worker["Condition"]["StringEquals"]) == 2
+    assert eraser["Action"] == "sts:AssumeRole" and eraser["Condition"] == {"Bool": {"aws:MultiFactorAuthPresent": "true"}}
+
+
+def test_the_roles_that_policies_name_are_made():
+    named = set(re.findall(r":role/([\w-]+)", "".join(path.read_text() for path in (ROOT / "docs" / "policies").glob("*.json"))))
+    made = {words[words.index("--role-name") + 1] for _, words in aws_commands() if words[1:3] == ["iam", "create-role"]}
+    assert "feed-eraser" in named and named <= made
 
 
 def test_commands_of_helm_are_known():

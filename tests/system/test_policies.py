@@ -76,6 +76,23 @@ def test_an_object_is_written_only_under_a_condition_and_listed_only_under_the_p
     assert len(putting) == 1, "a second way to write would be one without the condition"
 
 
+def test_the_eraser_takes_objects_out_of_the_exports_and_no_others():
+    keeping = {"GetObject", "PutObject", "PutObjectTagging"}
+    versions = {"GetObjectVersion", "GetObjectTagging", "DeleteObject", "DeleteObjectVersion"}
+    assert allowed("eraser") == {
+        "video-window-interactions/exports/*": keeping | versions,
+        # What was taken out is evidence: it stays.
+        "video-window-interactions/set-aside/*": keeping,
+        "video-window-interactions": {"ListBucket", "ListBucketVersions"},
+    }
+    denied = [one for one in statements("bucket") if "ArnNotLike" in one.get("Condition", {})]
+    assert len(denied) == 2
+    for statement in denied:
+        assert statement["Condition"]["ArnNotLike"] == {"aws:PrincipalArn": "arn:aws:iam::${ACCOUNT}:role/feed-eraser"}
+        short = {action.partition(":")[2] for action in listed(statement["Action"])}
+        assert short <= allowed("eraser")["video-window-interactions/exports/*"], "of no use: the bucket lets it, and no policy does"
+
+
 def test_the_bucket_denies_what_a_wrong_identity_policy_would_allow():
     by_sid = {statement["Sid"]: statement for statement in statements("bucket")}
     assert {statement["Effect"] for statement in by_sid.values()} == {"Deny"}
