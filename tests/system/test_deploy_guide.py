@@ -508,6 +508,7 @@ def sized(rate):
     worker, postgres = figure(r"worker, both sinks \| ([\d.]+) µs"), figure(r"Postgres \| ([\d.]+) µs")
     row, record = figure(r"two indexes \| (\d+) bytes"), figure(r"one replica \| (\d+) bytes")
     parquet = figure(r"Parquet on S3 \| ([\d.]+) bytes")
+    floor = figure(r"max\(workers × ([\d.]+), ")
     busy, wanted = 3 * rate * worker / 1e6, 3 * rate * postgres / 1e6 / 0.5
     workers = max(2, math.ceil(busy / 0.35))
     classes = dict(zip(("large", "xlarge", "2xlarge"), priced("RDS Postgres db.r8g.large"), strict=True))
@@ -520,7 +521,7 @@ def sized(rate):
         year / 1e9 * priced("S3 standard")[0],
     ]
     stored = [f"{table / 1e12:.2f} TB", f"{topic / 1e9:.0f} GB", f"{year / 1e12:.2f} TB"]
-    cells = [f"{rate:,}", f"{workers} ({busy:.3f})", f"db.r8g.{name} ({wanted:.2f})", *stored]
+    cells = [f"{rate:,}", f"{workers} ({max(workers * floor, busy):.2f})", f"db.r8g.{name} ({wanted:.2f})", *stored]
     return [*cells, *(f"{cost:,.0f}" for cost in costs), f"**{sum(costs):,.0f}**"]
 
 
