@@ -62,16 +62,26 @@ def test_the_worker_may_do_exactly_what_it_does():
     }
 
 
-@pytest.mark.parametrize("name", ["producer", "worker"])
+def test_readers_of_the_exports_may_read_them_and_nothing_else():
+    assert allowed("reader") == {
+        "video-window-interactions/exports/*": {"GetObject"},
+        "video-window-interactions": {"ListBucket"},
+    }
+    assert "](policies/reader.json)" in (ROOT / "docs" / "exports.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["producer", "worker", "reader"])
 def test_nothing_may_be_deleted_created_or_altered(name):
     actions = {action for statement in statements(name) for action in listed(statement["Action"])}
     assert [action for action in sorted(actions) if NEVER.search(action)] == []
 
 
 def test_an_object_is_written_only_under_a_condition_and_listed_only_under_the_prefix():
+    for name in ("worker", "reader"):
+        (listing,) = (one for one in statements(name) if "s3:ListBucket" in listed(one["Action"]))
+        assert listing["Condition"] == {"StringLike": {"s3:prefix": "exports/*"}}, name
     by_sid = {statement["Sid"]: statement for statement in statements("worker")}
     assert by_sid["WriteWhatIsNotThereYet"]["Condition"] == {"Null": {"s3:if-none-match": "false"}}
-    assert by_sid["ListTheExports"]["Condition"] == {"StringLike": {"s3:prefix": "exports/*"}}
     putting = [one for one in statements("worker") if "s3:PutObject" in listed(one["Action"])]
     assert len(putting) == 1, "a second way to write would be one without the condition"
 
