@@ -280,3 +280,16 @@ async fn a_partition_begins_on_one_server_however_workers_are_configured() {
         assert!(matches!(places::check(&pair.servers, &placed, TOPIC).await, Err(LedgerError::Refused(_))));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lost_all_its_rows_has_closed_no_day() {
+    let pair = Pair::new("spread-lost").await;
+    let spread = pair.spread("1: 1");
+    pair.with_closed_partitions(&spread).await;
+    sqlx::query("DELETE FROM partition_ledger").execute(&pair.servers[1].pool).await.unwrap();
+    // How far back the bucket is asked whether Postgres was restored goes by the least closed day.
+    let found = spread.peek(&[0, 1]).await.unwrap();
+    let days: Vec<(i32, i32)> = found.values().map(|owned| (owned.partition, owned.closed_day)).collect();
+    assert_eq!(days, [(0, DAY), (1, -1)]);
+    assert_eq!(spread.peek(&[0]).await.unwrap().len(), 1, "of partitions that are asked for");
+}

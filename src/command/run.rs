@@ -129,7 +129,8 @@ async fn tell_what_was_found(database: &dyn Database, broker: &Brokers, who: &Id
         cluster_id = who.cluster_id,
         owner = who.owner,
         partitions,
-        in_ledger = ledger.len(),
+        // Without those that their server has lost, or not begun.
+        in_ledger = ledger.values().filter(|known| known.closed_day >= 0).count(),
         closed_day,
         "the bucket honours conditional writes, the ledger is this group's: joining"
     );

@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 
 use sqlx::PgExecutor;
 
-use super::Postgres;
 use super::ledger::{Identity, LedgerError, check_identity};
+use super::{Postgres, day};
 use crate::placement::Placement;
 
 /// What such a row is stopped for. The detail is the number of the server, and where it was then.
@@ -54,21 +54,7 @@ pub async fn enter(
     let Some(closed_day) = closed_day else {
         return Err(LedgerError::World(format!("the topic is not entered at {} yet", home.location)));
     };
-    sqlx::query(
-        "INSERT INTO partition_ledger (topic, partition, epoch, owner, persist_frontier, persist_day,
-             export_frontier, closed_day, first_day, cluster_id, group_id, stopped, stopped_detail)
-         SELECT t.topic, n.partition, 0, '', 0, t.closed_day + 1, 0, t.closed_day, date '9999-12-31', $3, $4, $5, $6
-         FROM unnest($2::int[]) AS n (partition), topic_ledger t
-         WHERE t.topic = $1 ORDER BY n.partition ON CONFLICT (topic, partition) DO NOTHING",
-    )
-    .bind(&who.topic)
-    .bind(partitions)
-    .bind(&who.cluster_id)
-    .bind(&who.group_id)
-    .bind(ELSEWHERE)
-    .bind(format!("{server} {location}"))
-    .execute(&mut *tx)
-    .await?;
+    insert_entries(&mut *tx, &who.topic, partitions, &entry(server, location), "").await?;
     let found: Vec<(i32, String)> =
         sqlx::query_as(&format!("{PLACES} AND partition = ANY($2) ORDER BY partition"))
             .bind(&who.topic)
@@ -81,12 +67,68 @@ pub async fn enter(
             return Err(LedgerError::Refused(refusal(partition, &wanted, &format!("0 ({})", home.location))));
         }
         // It has no row on this server: whoever entered it may begin it elsewhere at any time, unless that is here.
-        if place != format!("{server} {location}") {
+        if place != entry(server, location) {
             return Err(LedgerError::Refused(refusal(partition, &wanted, &place)));
         }
     }
     tx.commit().await?;
     Ok(closed_day)
+}
+
+/// What an entry says: the server's number, and where it was then.
+pub fn entry(server: usize, location: &str) -> String {
+    format!("{server} {location}")
+}
+
+/// Enters partitions that have no row at home; how many those were.
+pub async fn insert_entries(
+    executor: impl PgExecutor<'_>,
+    topic: &str,
+    partitions: &[i32],
+    entry: &str,
+    owner: &str,
+) -> Result<u64, sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO partition_ledger (topic, partition, epoch, owner, persist_frontier, persist_day,
+             export_frontier, closed_day, first_day, cluster_id, group_id, stopped, stopped_detail)
+         SELECT t.topic, n.partition, 0, $5, 0, t.closed_day + 1, 0, t.closed_day, date '9999-12-31', t.cluster_id,
+             t.group_id, $3, $4
+         FROM unnest($2::int[]) AS n (partition), topic_ledger t
+         WHERE t.topic = $1 ORDER BY n.partition ON CONFLICT (topic, partition) DO NOTHING",
+    )
+    .bind(topic)
+    .bind(partitions)
+    .bind(ELSEWHERE)
+    .bind(entry)
+    .bind(owner)
+    .execute(executor)
+    .await
+    .map(|done| done.rows_affected())
+}
+
+/// Enters the topic on another server than home, or moves its closed day up to home's.
+/// Its row is locked for as long as the transaction lasts, whether it was there or not.
+pub async fn raise_topic(
+    executor: impl PgExecutor<'_>,
+    (topic, cluster_id, group_id): (&str, &str, &str),
+    closed: i32,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(concat!(
+        "INSERT INTO topic_ledger AS t (topic, cluster_id, group_id, closed_day, success_day)
+         VALUES ($1, $2, $3, ",
+        day!(4),
+        ", ",
+        day!(4),
+        ") ON CONFLICT (topic) DO UPDATE SET closed_day = greatest(t.closed_day, excluded.closed_day), updated_at = now()
+           WHERE t.cluster_id = excluded.cluster_id AND t.group_id = excluded.group_id"
+    ))
+    .bind(topic)
+    .bind(cluster_id)
+    .bind(group_id)
+    .bind(closed)
+    .execute(executor)
+    .await
+    .map(drop)
 }
 
 /// Partitions and what their row says of their place: nothing where it is here.

@@ -22,7 +22,7 @@ use crate::export::manifest::{FileEntry, GapEntry};
 use crate::kafka::rebalance::Candidate;
 use crate::outside::{Database, DatabaseFuture, Session};
 use crate::placement::Placement;
-use crate::reject_limit::RejectLimits;
+use crate::reject_limit::{RejectLimits, RejectWindow};
 
 /// How long a server may take to show that it is there before its partitions are left out of a takeover. Longer keeps
 /// the others waiting for it; shorter leaves out what is only slow.
@@ -135,34 +135,23 @@ impl Spread {
         let closed_day = places::enter(self.home(), who, &new, (server, &postgres.location)).await?;
         // A partition starts after the last closed day, which home may know better.
         let topic = (&*who.topic, &*who.cluster_id, &*who.group_id);
-        raise_topic(&postgres.pool, topic, closed_day).await?;
+        places::raise_topic(&postgres.pool, topic, closed_day).await?;
         Ok(())
     }
 }
 
-/// Enters the topic on another server than home, or moves its closed day up to home's.
-/// Its row is locked for as long as the transaction lasts, whether it was there or not.
-async fn raise_topic(
-    executor: impl PgExecutor<'_>,
-    (topic, cluster_id, group_id): (&str, &str, &str),
-    closed: i32,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(concat!(
-        "INSERT INTO topic_ledger AS t (topic, cluster_id, group_id, closed_day, success_day)
-         VALUES ($1, $2, $3, ",
-        day!(4),
-        ", ",
-        day!(4),
-        ") ON CONFLICT (topic) DO UPDATE SET closed_day = greatest(t.closed_day, excluded.closed_day), updated_at = now()
-           WHERE t.cluster_id = excluded.cluster_id AND t.group_id = excluded.group_id"
-    ))
-    .bind(topic)
-    .bind(cluster_id)
-    .bind(group_id)
-    .bind(closed)
-    .execute(executor)
-    .await
-    .map(drop)
+/// A partition of which its server knows nothing: it is at its beginning, and has closed no day.
+fn not_begun(partition: i32) -> Owned {
+    Owned {
+        partition,
+        epoch: 0,
+        persist_frontier: 0,
+        persist_day: 0,
+        export_frontier: 0,
+        closed_day: -1,
+        last_record_hash: None,
+        window: RejectWindow::default(),
+    }
 }
 
 /// The closed days of the partitions that have their ledger row here.
@@ -197,7 +186,7 @@ impl Spread {
             let mut tx = self.servers[server].pool.begin().await?;
             if server > 0 {
                 // Also where no partition has begun yet: one that begins now must wait.
-                raise_topic(&mut *tx, (&self.topic, &cluster_id, &group_id), closed_day).await?;
+                places::raise_topic(&mut *tx, (&self.topic, &cluster_id, &group_id), closed_day).await?;
             }
             sqlx::query("SELECT FROM topic_ledger WHERE topic = $1 FOR UPDATE")
                 .bind(&self.topic)
@@ -274,6 +263,12 @@ impl Database for Spread {
             let asked = self.servers_of(partitions).into_iter().map(|server| async move {
                 let mut found = self.servers[server].peek(&[]).await?;
                 found.retain(|partition, _| self.is_on(server, *partition));
+                if found.is_empty() {
+                    // It may have lost them all, while other servers' rows are of today: all that the bucket has counts,
+                    // as with one server whose ledger has no rows.
+                    let mine = partitions.iter().filter(|partition| self.is_on(server, **partition));
+                    found.extend(mine.map(|partition| (*partition, not_begun(*partition))));
+                }
                 Ok::<_, sqlx::Error>(found)
             });
             Ok(try_join_all(asked).await?.into_iter().flatten().collect())
