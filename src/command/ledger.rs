@@ -30,7 +30,7 @@ pub enum Command {
         reason: String,
     },
     /// After Postgres was restored from a backup: load what only the bucket knows, and go on from there.
-    /// Every worker must be stopped.
+    /// Every worker must be stopped. Several servers are put level together, whichever of them was restored.
     Reconcile {
         /// Why, for whoever asks later.
         #[arg(long, required_unless_present = "dry_run")]
@@ -46,7 +46,6 @@ pub async fn run(command: Command, config: &Config) -> Result<(), Failure> {
         Command::Show { json } => show(config, json).await,
         Command::AcceptGap { partition, to, reason } => accept_gap(config, partition, to, &reason).await,
         Command::Reconcile { reason, dry_run } => {
-            super::refuse_several_servers(config, "ledger reconcile")?;
             super::reconcile::run(config, &reason.unwrap_or_default(), dry_run).await
         }
     }

@@ -205,17 +205,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     result
 }
 
-/// Some commands know only one server: what they would say or do with several would be wrong.
-fn refuse_several_servers(config: &Config, command: &str) -> Result<(), Failure> {
-    if config.postgres.is_spread() {
-        return Err(Failure::Ledger(format!(
-            "`{command}` does not know several Postgres servers (postgres.more_urls): nothing was done. See docs/deploy.md"
-        )));
-    }
-    Ok(())
-}
-
-/// The same, where the ledger knows of servers that the configuration does not name.
+/// Whoever knows one server only would do the wrong thing where the ledger knows of others.
 async fn refuse_elsewhere(
     executor: impl sqlx::PgExecutor<'_>,
     topic: &str,
@@ -225,8 +215,8 @@ async fn refuse_elsewhere(
     match found.context("reading the ledger (DATABASE_URL)")? {
         None => Ok(()),
         Some((partition, place)) => Err(Failure::Ledger(format!(
-            "partition {partition} of {topic} is on Postgres server {place}, and `{command}` does not know several servers: \
-             nothing was done. See docs/deploy.md"
+            "partition {partition} of {topic} is on Postgres server {place}, which is not configured (postgres.more_urls, \
+             postgres.placement): `{command}` has done nothing. See docs/deploy.md"
         ))),
     }
 }

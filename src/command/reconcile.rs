@@ -5,11 +5,15 @@
 //!    recently that a PUT may still be on its way.
 //! 2. The objects must tile the offsets from each partition's export frontier on, and hold what their
 //!    metadata says. What the table has of them must be the same rows. Else nothing is changed.
-//! 3. All of it is one transaction. Run again, it finds nothing to do.
+//! 3. All of it is one transaction of each server, and none is committed before all is decided. Run again, it finds
+//!    nothing to do, or what is left.
 
+mod begin;
 mod bucket;
 mod days;
 mod load;
+mod report;
+mod servers;
 
 use std::time::Duration;
 
@@ -18,87 +22,59 @@ use sqlx::{Postgres, Transaction};
 
 pub(super) use self::bucket::insist;
 use self::bucket::{Bucket, Object, Survey};
+use self::days::Scope;
+use self::report::{Done, Moved};
+use self::servers::{Servers, Stand};
 use super::Failure;
-use super::ledger::log_action;
 use crate::config::Config;
 use crate::postgres::ledger::Stop;
-use crate::postgres::reconcile::{self, PartitionStand, Target, TopicStand};
+use crate::postgres::reconcile::{self, PartitionStand, Target};
 use crate::row::day_text;
 
 type Tx = Transaction<'static, Postgres>;
 
-/// What was done to a partition.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-struct Moved {
-    partition: i32,
-    files: usize,
-    rows: u64,
-    rows_added: u64,
-    export_frontier: (i64, i64),
-    persist_frontier: (i64, i64),
-    closed_day: String,
-    released: bool,
-}
-
 pub async fn run(config: &Config, reason: &str, dry_run: bool) -> Result<(), Failure> {
     let topic = &config.kafka.topic;
     let bucket = Bucket::connect(config).await?;
-    let mut tx = reconcile::begin(config).await.context("connecting to postgres (DATABASE_URL)")?;
-    let (stand, partitions) = lock(&mut tx, topic).await?;
-    super::refuse_elsewhere(&mut *tx, topic, "ledger reconcile").await?;
-    refuse_if_alive(&mut tx, config).await?;
+    let (mut servers, mut stand) = Servers::lock(config).await?;
 
-    let closed = partitions.iter().map(|p| p.closed_day).min().unwrap_or(stand.closed_day);
-    let first_day = closed.min(stand.closed_day).min(stand.success_day) + 1;
-    let survey = bucket.survey(first_day).await?;
-    let partitions = with_new_partitions(&mut tx, topic, &bucket, partitions, &stand, &survey).await?;
-    refuse_overlaps(&mut tx, topic, first_day, &partitions, &survey).await?;
+    let first_day = stand.first_day();
+    let survey = begin::survey(&servers, &bucket, &stand, first_day).await?;
+    let begun = begin::begin(&mut servers, &bucket, topic, &mut stand, &survey).await?;
+    refuse_overlaps(&mut servers, first_day, &stand, &survey).await?;
 
     let mut moved = Vec::new();
-    for partition in &partitions {
-        moved.extend(move_partition(&mut tx, topic, &bucket, &survey, partition).await?);
+    for partition in &stand.partitions {
+        moved.extend(move_partition(&mut servers, topic, &bucket, &survey, &stand, partition).await?);
     }
-    let days = days::reconcile(&mut tx, &bucket, topic, &stand, &survey).await?;
-    if moved.is_empty() && days == stand_days(&stand) {
+    let scope = match servers.are_several() {
+        // Another server's days may be finished that this one's backup does not have.
+        true => Scope { from: first_day, begun: begun.first_days.clone() },
+        false => Scope { from: stand.topic.success_day + 1, begun: Default::default() },
+    };
+    let days = days::reconcile(&mut servers, &bucket, topic, &stand, &survey, &scope).await?;
+    let done = Done::new(&servers, topic, moved, begun, days);
+    if done.is_nothing() && days == (stand.topic.closed_day, stand.topic.success_day) {
         println!("the ledger of {topic} knows all that lies in the bucket: nothing to do");
         return Ok(());
     }
     if dry_run {
-        // Given up with everything in it: what was told is what the transaction would have left.
-        tx.rollback().await.context("giving the transaction up")?;
-        report(topic, &moved, days);
+        // Given up with everything in it: what was told is what the transactions would have left.
+        servers.rollback().await?;
+        done.tell();
         println!("nothing was changed: this was a dry run");
         return Ok(());
     }
-    let detail = serde_json::json!({
-        "topic": topic, "partitions": moved,
-        "closed_day": day_text(days.0), "success_day": day_text(days.1),
-    });
-    log_action(&mut tx, "ledger reconcile", reason, detail).await?;
-    tx.commit().await.context("committing what was reconciled")?;
-    report(topic, &moved, days);
+    servers.log(reason, done.detail(), done.by_server()).await?;
+    servers.enter(config, &done.entered).await?;
+    servers.commit().await?;
+    done.tell();
     Ok(())
-}
-
-fn stand_days(stand: &TopicStand) -> (i32, i32) {
-    (stand.closed_day, stand.success_day)
 }
 
 /// Why nothing was changed.
 fn refused(why: impl Into<String>) -> Failure {
     Failure::Ledger(why.into())
-}
-
-async fn lock(tx: &mut Tx, topic: &str) -> Result<(TopicStand, Vec<PartitionStand>), Failure> {
-    let stand = reconcile::lock_topic(tx, topic).await.context("reading the ledger")?;
-    let Some(stand) = stand else {
-        return Err(refused(format!(
-            "the ledger has no topic {topic}: this database never was its ledger, or its backup is older \
-             than the topic's first record; there is nothing that the bucket could be compared with"
-        )));
-    };
-    let partitions = reconcile::lock_partitions(tx, topic).await.context("reading the ledger")?;
-    Ok((stand, partitions))
 }
 
 /// The longest that a worker which has lost everything may still write: until the group has noticed,
@@ -107,90 +83,35 @@ fn quiet_time(config: &Config) -> Duration {
     Duration::from_millis(config.kafka.session_timeout_ms + config.s3.timeout_ms)
 }
 
-async fn refuse_if_alive(tx: &mut Tx, config: &Config) -> Result<(), Failure> {
+/// Why a server may still be written to; none if nobody does.
+async fn sign_of_life(tx: &mut Tx, config: &Config) -> Result<Option<String>, Failure> {
     let signs = reconcile::signs_of_life(tx, &config.kafka.topic).await;
     let (sessions, age_s) = signs.context("looking for workers")?;
     if sessions > 0 {
-        return Err(refused(format!(
+        return Ok(Some(format!(
             "{sessions} sessions of `feed-worker` are open on this database: stop every worker first"
         )));
     }
     let quiet_s = quiet_time(config).as_secs_f64();
-    match age_s {
-        Some(age_s) if age_s < quiet_s => Err(refused(format!(
+    Ok(age_s.filter(|age_s| *age_s < quiet_s).map(|age_s| {
+        format!(
             "a worker updated the ledger {age_s:.0} s ago: stop every worker, and try again in {:.0} s \
              (kafka.session_timeout_ms and s3.timeout_ms, so that no PUT is on its way any more)",
             (quiet_s - age_s).ceil()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// Partitions that came after the backup, or that a worker has entered beside it without ever owning
-/// them: their first object says where they begin.
-async fn with_new_partitions(
-    tx: &mut Tx,
-    topic: &str,
-    bucket: &Bucket,
-    mut partitions: Vec<PartitionStand>,
-    stand: &TopicStand,
-    survey: &Survey,
-) -> Result<Vec<PartitionStand>, Failure> {
-    for (partition, objects) in &survey.objects {
-        let Some(start) = objects.first().map(|object| object.first_offset) else { continue };
-        let known = partitions.iter_mut().find(|p| p.partition == *partition);
-        match known {
-            Some(known) if known.epoch > 0 || known.export_frontier <= start => continue,
-            Some(known) => (known.export_frontier, known.persist_frontier) = (start, start),
-            None => partitions.push(PartitionStand {
-                partition: *partition,
-                epoch: 0,
-                persist_frontier: start,
-                persist_day: stand.closed_day + 1,
-                export_frontier: start,
-                closed_day: stand.closed_day,
-                stopped: None,
-            }),
-        }
-        let first_day = first_day_of(bucket, survey, *partition, stand).await?;
-        reconcile::begin_partition(tx, topic, *partition, (start, first_day))
-            .await
-            .context("entering a partition")?;
-    }
-    partitions.sort_by_key(|p| p.partition);
-    Ok(partitions)
-}
-
-/// The day from which on manifests name a partition that came after the backup. Those that are written say it; the
-/// next one that is written will name it.
-async fn first_day_of(
-    bucket: &Bucket,
-    survey: &Survey,
-    partition: i32,
-    stand: &TopicStand,
-) -> Result<i32, Failure> {
-    let mut next = stand.closed_day + 1;
-    for day in survey.manifests.iter().copied().filter(|day| *day > stand.closed_day) {
-        let (_, manifest) = bucket.manifest(day).await?;
-        if manifest.partitions.iter().any(|entry| entry.partition == partition) {
-            return Ok(day);
-        }
-        next = day + 1;
-    }
-    Ok(next)
+        )
+    }))
 }
 
 /// An object below an export frontier that the ledger has not entered lies across others.
 async fn refuse_overlaps(
-    tx: &mut Tx,
-    topic: &str,
+    servers: &mut Servers,
     first_day: i32,
-    partitions: &[PartitionStand],
+    stand: &Stand,
     survey: &Survey,
 ) -> Result<(), Failure> {
-    let entered = crate::postgres::days::files(&mut **tx, topic, first_day, survey.last_day.max(first_day));
-    let entered = entered.await.context("reading the ledger's files")?;
-    for stand in partitions {
+    let entered = servers.files(first_day, survey.last_day.max(first_day)).await?;
+    for stand in &stand.partitions {
+        let entered = &entered[servers.server_of(stand.partition)];
         for object in survey.of(stand.partition) {
             let below = object.first_offset < stand.export_frontier;
             if below && !entered.iter().any(|file| file.key == object.key) {
@@ -204,15 +125,23 @@ async fn refuse_overlaps(
     Ok(())
 }
 
+/// The day that every partition of a server had closed before anything was restored: the last one that has a manifest,
+/// or that home says is closed; another server may have committed a later one for its own before home did.
+fn closed_at_least(survey: &Survey, stand: &Stand, server: usize) -> i32 {
+    let written = survey.manifests.last().copied().unwrap_or(i32::MIN);
+    written.max(stand.topic.closed_day).max(stand.closed[server])
+}
+
 /// Loads what the bucket has of a partition past its export frontier, and moves it there.
 async fn move_partition(
-    tx: &mut Tx,
+    servers: &mut Servers,
     topic: &str,
     bucket: &Bucket,
     survey: &Survey,
+    all: &Stand,
     stand: &PartitionStand,
 ) -> Result<Option<Moved>, Failure> {
-    let closed_day = survey.manifests.last().copied().unwrap_or(i32::MIN).max(stand.closed_day);
+    let closed_day = closed_at_least(survey, all, servers.server_of(stand.partition)).max(stand.closed_day);
     let mut target = Target {
         end: stand.export_frontier,
         persist_day: stand.persist_day.max(closed_day + 1),
@@ -226,6 +155,8 @@ async fn move_partition(
             continue;
         }
         refuse_misplaced(object, target.end, day)?;
+        servers.touch().await?;
+        let tx = servers.of(stand.partition);
         let (file, added) = load::load(tx, bucket, object).await?;
         crate::postgres::ledger::insert_file(tx, topic, &file).await.context("entering a file")?;
         files += 1;
@@ -241,10 +172,17 @@ async fn move_partition(
     if files == 0 && !released && !moves_days {
         return Ok(None);
     }
+    let tx = servers.of(stand.partition);
     reconcile::move_partition(tx, topic, stand.partition, &target).await.context("moving a partition")?;
-    refuse_contradictions(tx, topic, stand.partition, closed_day).await?;
+    let is_closed = match servers.are_several() {
+        true => "server 0 has closed that day, or the bucket has its manifest",
+        false => "the bucket has that day's manifest",
+    };
+    let tx = servers.of(stand.partition);
+    refuse_contradictions(tx, topic, stand.partition, closed_day, is_closed).await?;
     Ok(Some(Moved {
         partition: stand.partition,
+        server: servers.number_of(stand.partition),
         files,
         rows,
         rows_added,
@@ -278,6 +216,7 @@ async fn refuse_contradictions(
     topic: &str,
     partition: i32,
     closed_day: i32,
+    is_closed: &str,
 ) -> Result<(), Failure> {
     let (beyond, unexported) =
         reconcile::contradictions(tx, topic, partition).await.context("comparing table and ledger")?;
@@ -288,34 +227,9 @@ async fn refuse_contradictions(
     }
     if unexported {
         return Err(refused(format!(
-            "the table has rows of partition {partition} of {} or before that lie in no object, but the bucket has \
-             that day's manifest",
+            "the table has rows of partition {partition} of {} or before that lie in no object, but {is_closed}",
             day_text(closed_day)
         )));
     }
     Ok(())
-}
-
-fn report(topic: &str, moved: &[Moved], (closed_day, success_day): (i32, i32)) {
-    for m in moved {
-        println!(
-            "partition {}: {} files with {} rows entered, {} of them loaded into the table; \
-             exported {} → {}, persisted {} → {}, closed up to {}{}",
-            m.partition,
-            m.files,
-            m.rows,
-            m.rows_added,
-            m.export_frontier.0,
-            m.export_frontier.1,
-            m.persist_frontier.0,
-            m.persist_frontier.1,
-            m.closed_day,
-            if m.released { "; no longer stopped" } else { "" },
-        );
-    }
-    println!(
-        "{topic}: closed up to {}, finished up to {}; workers go on from Kafka at the persist frontiers",
-        day_text(closed_day),
-        day_text(success_day)
-    );
 }

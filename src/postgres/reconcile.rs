@@ -1,6 +1,6 @@
 //! Putting a restored ledger level with the bucket: the statements of it.
 //!
-//! 1. Everything happens in one transaction that holds the topic's row and every partition's row: a
+//! 1. Everything happens in one transaction of each server that holds the topic's row and every partition's row: a
 //!    worker that starts meanwhile waits, and then finds the ledger as it is to be.
 //! 2. Rows are added, never changed: a row that is there and is another one is for an operator.
 
@@ -18,7 +18,7 @@ use crate::row::{self, CopyOutParser};
 /// What workers call themselves, so that they can be told from this command.
 const WORKERS: &str = "feed-worker";
 /// Who owns a partition from this command until a worker takes it: nobody who could have a PUT on its way.
-const OWNER: &str = "ledger reconcile";
+pub const OWNER: &str = "ledger reconcile";
 
 /// The topic's row.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +39,10 @@ pub struct PartitionStand {
     pub stopped: Option<String>,
 }
 
-/// Begins the transaction. Objects are fetched between its statements, and much may be loaded, so the
+/// Begins a server's transaction. Objects are fetched between its statements, and much may be loaded, so the
 /// workers' short limits do not apply.
-pub async fn begin(config: &Config) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let options = connect_options(config, 0)?
+pub async fn begin(config: &Config, server: usize) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let options = connect_options(config, server)?
         .application_name("feed-worker-reconcile")
         .options([("statement_timeout", "600000"), ("idle_in_transaction_session_timeout", "600000")]);
     let timeout = Duration::from_millis(config.postgres.connect_timeout_ms);
@@ -55,11 +55,27 @@ pub async fn begin(config: &Config) -> Result<Transaction<'static, Postgres>, sq
         .await
 }
 
+/// Whose the topic is here (cluster and group), and its closed day; without taking its row.
+pub async fn topic_of(
+    tx: &mut PgConnection,
+    topic: &str,
+) -> Result<Option<(String, String, i32)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT cluster_id, group_id, closed_day - date '1970-01-01' FROM topic_ledger WHERE topic = $1",
+    )
+    .bind(topic)
+    .fetch_optional(tx)
+    .await
+}
+
 /// Takes the topic's row, which also keeps a second run of this command waiting. None: it has no row.
+///
+/// Not `FOR UPDATE`: rows that refer to it can be inserted beside this transaction (the entries of partitions that are
+/// elsewhere, which are committed first). Whoever takes it before he begins a partition or closes a day waits all the same.
 pub async fn lock_topic(tx: &mut PgConnection, topic: &str) -> Result<Option<TopicStand>, sqlx::Error> {
     let row: Option<(i32, i32)> = sqlx::query_as(
         "SELECT closed_day - date '1970-01-01', success_day - date '1970-01-01'
-         FROM topic_ledger WHERE topic = $1 FOR UPDATE",
+         FROM topic_ledger WHERE topic = $1 FOR NO KEY UPDATE",
     )
     .bind(topic)
     .fetch_optional(tx)
@@ -106,18 +122,29 @@ pub async fn signs_of_life(tx: &mut PgConnection, topic: &str) -> Result<(i64, O
     .await
 }
 
-/// Enters a partition that the backup did not have yet, as empty, at its first object and the first day whose manifest
-/// names it; one that was entered since, but never owned by anybody, begins there too.
-pub async fn begin_partition(
-    tx: &mut PgConnection,
-    topic: &str,
-    partition: i32,
-    (start, first_day): (i64, i32),
-) -> Result<(), sqlx::Error> {
+/// Where a partition begins that the backup did not have yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Beginning {
+    pub partition: i32,
+    /// Its first offset.
+    pub start: i64,
+    /// No row of it is of this day or an earlier one.
+    pub closed_day: i32,
+    /// The first day whose manifest names it.
+    pub first_day: i32,
+}
+
+/// Enters a partition that the backup did not have yet, as empty; one that was entered since, but never owned by
+/// anybody, begins there too.
+pub async fn begin_partition(tx: &mut PgConnection, topic: &str, at: &Beginning) -> Result<(), sqlx::Error> {
     sqlx::query(concat!(
         "INSERT INTO partition_ledger AS l (topic, partition, epoch, owner, persist_frontier, persist_day,
              export_frontier, closed_day, first_day, cluster_id, group_id)
-         SELECT topic, $2, 0, '', $3, closed_day + 1, $3, closed_day, ",
+         SELECT topic, $2, 0, $6, $3, ",
+        day!(5),
+        " + 1, $3, ",
+        day!(5),
+        ", ",
         day!(4),
         ", cluster_id, group_id
          FROM topic_ledger WHERE topic = $1
@@ -127,9 +154,11 @@ pub async fn begin_partition(
          WHERE l.epoch = 0"
     ))
     .bind(topic)
-    .bind(partition)
-    .bind(start)
-    .bind(first_day)
+    .bind(at.partition)
+    .bind(at.start)
+    .bind(at.first_day)
+    .bind(at.closed_day)
+    .bind(OWNER)
     .execute(tx)
     .await
     .map(drop)
