@@ -8,6 +8,8 @@ use sqlx::{PgPool, Postgres, Row, Transaction};
 
 use super::Failure;
 use crate::config::Config;
+use crate::kafka::broker::Brokers;
+use crate::outside::Broker;
 use crate::postgres::{self, places};
 
 #[derive(Debug, clap::Subcommand)]
@@ -22,7 +24,8 @@ pub enum Command {
     AcceptGap {
         #[arg(long)]
         partition: i32,
-        /// Offset to go on at; everything before it that was not read stays unread.
+        /// Offset to go on at, for a gap the first that is left (`feed-worker lag` shows it); everything before it that
+        /// was not read stays unread.
         #[arg(long)]
         to: i64,
         /// Why, for whoever asks later.
@@ -181,6 +184,29 @@ fn tell(config: &Config, json: bool, mut rows: Vec<PgRow>) {
     }
 }
 
+/// A frontier never moves back: one that was set beyond the end stops the partition for good, and one past records
+/// that the brokers still have skips them.
+async fn refuse_what_is_left(config: &Config, partition: i32, stopped: &str, to: i64) -> Result<(), Failure> {
+    let asking = || format!("asking the brokers ({}) what is left", config.kafka.bootstrap_servers);
+    let bounds = Brokers::new(config).bounds(&[partition]).await.with_context(asking)?;
+    let Some((_, low, end)) = bounds.into_iter().next() else {
+        let topic = &config.kafka.topic;
+        return Err(Failure::Ledger(format!("the brokers have no partition {partition} of {topic}")));
+    };
+    if to > end {
+        return Err(Failure::Ledger(format!(
+            "partition {partition} ends at offset {end}, before {to}: nothing was accepted"
+        )));
+    }
+    if stopped == "gap" && to > low {
+        return Err(Failure::Ledger(format!(
+            "the brokers have records of partition {partition} from offset {low} on, and `--to {to}` would skip some: use \
+             `--to {low}`"
+        )));
+    }
+    Ok(())
+}
+
 /// Moves a stopped partition's frontier to `to`, and writes the range that was never read down.
 async fn accept_gap(config: &Config, partition: i32, to: i64, reason: &str) -> Result<(), Failure> {
     let mut tx = connect(config, config.postgres.placed().server_of(partition)).await?;
@@ -207,6 +233,7 @@ async fn accept_gap(config: &Config, partition: i32, to: i64, reason: &str) -> R
              and only forwards; for a topic that was created anew see docs/operations.md"
         )));
     }
+    refuse_what_is_left(config, partition, &stopped, to).await?;
     sqlx::query(
         "INSERT INTO ingest_gaps (topic, partition, from_offset, to_offset, day, reason)
          SELECT topic, partition, persist_frontier, $3, persist_day, $4 FROM partition_ledger

@@ -145,6 +145,7 @@ impl Command {
             Command::Config(_) => &[],
             Command::Audit(args) => args.addresses(),
             Command::Lag(_) => &[Kafka, Postgres],
+            Command::Ledger(ledger::Command::AcceptGap { .. }) => &[Kafka, Postgres],
             Command::Migrate(_)
             | Command::Maintain
             | Command::Ledger(_)

@@ -71,6 +71,14 @@ pub async fn run(args: Args, config: Config) -> Result<(), Failure> {
     })
 }
 
+/// What the ledger calls this worker, for whoever looks for it: in a container every process has the same number, and
+/// the host's name is the pod's.
+fn owner(client_id: &str) -> String {
+    let host = std::env::var("HOSTNAME").or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname"));
+    let host = host.unwrap_or_default();
+    format!("{client_id}@{}/{}", host.trim(), std::process::id())
+}
+
 /// Everything that must be true before the group is joined. What is away is waited for.
 async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
     let mut servers = Postgres::all(config).map_err(anyhow::Error::from)?;
@@ -82,7 +90,7 @@ async fn prepare(config: &Config, health: Health) -> Result<Outside, Failure> {
         topic: config.kafka.topic.clone(),
         cluster_id: cluster_id(config).await?,
         group_id: config.kafka.group_id.clone(),
-        owner: format!("{}/{}", config.kafka.client_id, std::process::id()),
+        owner: owner(&config.kafka.client_id),
     };
     for (number, server) in servers.iter().enumerate() {
         // A worker can do nothing without the first server. Another one that is away holds up its own partitions only,

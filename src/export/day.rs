@@ -26,21 +26,27 @@ pub struct DayFinisher {
 
 impl DayFinisher {
     /// Closes what can be closed and finishes what is closed. Safe for many workers at once. Returns the last day
-    /// whose `_SUCCESS` is known; none: the topic is not known yet.
-    pub async fn run(&self) -> anyhow::Result<Option<i32>> {
-        let Some((closed, _)) = self.database.topic_days().await? else {
-            return Ok(None);
-        };
+    /// whose `_SUCCESS` is known, also when the next one cannot be finished: how late that one is must be told just then.
+    /// None: the topic is not known, or the ledger did not answer.
+    pub async fn run(&self) -> (Option<i32>, anyhow::Result<()>) {
+        let mut finished = None;
+        let result = self.attempt(&mut finished).await;
+        (finished, result)
+    }
+
+    async fn attempt(&self, finished: &mut Option<i32>) -> anyhow::Result<()> {
+        let Some((closed, success)) = self.database.topic_days().await? else { return Ok(()) };
+        *finished = Some(success);
         if self.database.least_closed().await?.is_some_and(|least| least > closed) {
             self.database.close_topic(Box::pin(self.partitions())).await?;
         }
-        let Some((closed, success)) = self.database.topic_days().await? else {
-            return Ok(None);
-        };
+        let Some((closed, success)) = self.database.topic_days().await? else { return Ok(()) };
+        *finished = Some(success);
         for day in success + 1..=closed {
             self.finish(day).await?;
+            *finished = Some(day);
         }
-        Ok(Some(success.max(closed)))
+        Ok(())
     }
 
     /// The topic's partitions, fresh from the broker.

@@ -116,10 +116,10 @@ impl Pipeline {
             self.finishing = true;
             let finisher = self.finisher.clone();
             self.tasks.start(async move {
-                let success_day = finisher.run().await.unwrap_or_else(|error| {
+                let (success_day, result) = finisher.run().await;
+                if let Err(error) = result {
                     tracing::warn!(error = format!("{error:#}"), "days are not finished yet: trying again");
-                    None
-                });
+                }
                 Done::DaysFinished { success_day }
             });
         }

@@ -527,6 +527,9 @@ class S3Objects:
     def read(self, key):
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
+    def put(self, key, body):
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=body)
+
     def delete(self, key):
         self.client.delete_object(Bucket=self.bucket, Key=key)
 
@@ -544,6 +547,9 @@ class FolderObjects:
 
     def read(self, key):
         return (self.root / key).read_bytes()
+
+    def put(self, key, body):
+        (self.root / key).write_bytes(body)
 
     def delete(self, key):
         (self.root / key).unlink()

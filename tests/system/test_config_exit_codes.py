@@ -107,6 +107,7 @@ MISSING = {  # command → each address that it cannot do without
     "migrate": ("postgres.url",),
     "maintain": ("postgres.url",),
     "ledger show": ("postgres.url",),
+    "ledger accept-gap --partition 0 --to 1 --reason none": ("kafka.bootstrap_servers", "postgres.url"),
     "rejects accept --reason none": ("postgres.url",),
     "exports verify": ("postgres.url",),
     "topics plan": ("kafka.bootstrap_servers",),

@@ -4,6 +4,7 @@ import json
 
 import jsonschema
 
+import alerts
 from closed_day import CLOSE_DELAY_MS, EVENTS, IDLE_PARTITION, MARKS
 from harness import ROOT
 
@@ -80,4 +81,24 @@ def test_whoever_starts_finishes_a_closed_day(crossing):
     case.wait(lambda: key in case.keys(), "_SUCCESS written by the next worker")
     assert worker.stop() == 0, case.why()
     assert crossing.read(case, "_manifest.json") == manifest
+    case.assert_clean()
+
+
+def test_worker_that_cannot_finish_a_day_says_how_late_it_is(crossing):
+    """Also one that was started only after something had put another manifest there: nobody else pages for it."""
+    case = crossing.quiet
+    manifest = f"{case.prefix}/{crossing.day}/_manifest.json"
+    whole = case.objects.read(manifest)
+    case.objects.delete(f"{case.prefix}/{crossing.day}/_SUCCESS")
+    case.objects.delete(manifest)
+    case.objects.put(manifest, b"{}")
+    case.query("UPDATE topic_ledger SET success_day = closed_day - 1 RETURNING success_day")
+    worker = case.start_ready()
+    case.wait(lambda: "days are not finished yet" in worker.log(), "the day to be tried")
+    late = lambda: [n for series, n in alerts.page(worker).items() if series.startswith("feed_worker_day_late_seconds")]  # noqa: E731
+    case.wait(lambda: late() and late()[0] > 0, "the unfinished day to be told")
+    case.objects.delete(manifest)
+    case.objects.put(manifest, whole)
+    case.wait(lambda: f"{case.prefix}/{crossing.day}/_SUCCESS" in case.keys(), "_SUCCESS")
+    assert worker.stop() == 0, case.why()
     case.assert_clean()

@@ -47,6 +47,11 @@ def test_retention_overtook_a_partition(case):
     audit = case.run("audit")
     assert audit.returncode == 2 and "/0@[300, 450): the topic no longer has them" in audit.stdout, audit.stdout + audit.stderr
 
+    # What is left is not skipped, and nobody is sent beyond the end, from where there is no way back.
+    for wrong, told in (("451", "use `--to 450`"), ("601", "ends at offset 600")):
+        done = case.run("ledger", "accept-gap", "--partition", "0", "--to", wrong, "--reason", "a slip of the finger")
+        assert done.returncode == 66 and told in done.stderr, done.stderr
+    assert case.frontiers()[0][0] == 300
     done = case.run("ledger", "accept-gap", "--partition", "0", "--to", "450", "--reason", "retention was too short")
     assert done.returncode == 0, done.stderr
     case.wait_drained()
