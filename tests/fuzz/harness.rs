@@ -6,7 +6,7 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::meter::{BYTES_MAX, Meter};
 use crate::mutate::mutate;
@@ -17,6 +17,8 @@ use crate::support::Random;
 const STACK_BYTES: usize = 1 << 20;
 /// Attempts at making a failing input smaller.
 const SHRINK_ATTEMPTS: usize = 1_500;
+/// And no longer than this: an attempt at an input that is slow takes as long as the input does.
+const SHRINK_MAX: Duration = Duration::from_secs(30);
 
 pub struct Settings {
     inputs: u64,
@@ -213,12 +215,14 @@ fn check(target: &mut dyn Target, input: &[u8], meter: &mut Meter) -> Result<boo
 fn shrink(make: Make, input: &[u8]) -> Vec<u8> {
     let mut target = make();
     let mut smallest = input.to_vec();
+    let started = Instant::now();
     let mut attempts = 0;
     let mut piece = (smallest.len() / 2).max(1);
-    while attempts < SHRINK_ATTEMPTS {
+    let may_try = |attempts| attempts < SHRINK_ATTEMPTS && started.elapsed() < SHRINK_MAX;
+    while may_try(attempts) {
         let mut at = 0;
         let before = smallest.len();
-        while at < smallest.len() && attempts < SHRINK_ATTEMPTS {
+        while at < smallest.len() && may_try(attempts) {
             let mut shorter = smallest.clone();
             drop(shorter.drain(at..(at + piece).min(smallest.len())));
             attempts += 1;
