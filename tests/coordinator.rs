@@ -1,9 +1,12 @@
-//! Row 8 of the fault matrix: the group's coordinator is loading, is somewhere else, moves.
+//! Rows 8 and 37 of the fault matrix: the group's coordinator is loading, is somewhere else, moves; and brokers that
+//! say of every partition that they lack an offset, which they have a moment later.
 //!
 //! A real broker says so when it likes, and for moments only; librdkafka's mock brokers do when they are told. The poll
 //! thread is the worker's own, with the test in the place of its pipeline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use feed_worker::config::Config;
@@ -21,6 +24,7 @@ const GROUP: &str = "group";
 const PARTITIONS: i32 = 2;
 /// Within which whatever is waited for happens on a busy machine, too.
 const SOON: Duration = Duration::from_secs(90);
+const OUT_OF_RANGE: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE;
 const LOADING: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS;
 const ELSEWHERE: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_COORDINATOR;
 const NOWHERE: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
@@ -101,15 +105,22 @@ fn committed(cluster: &Cluster) -> Option<Vec<i64>> {
     found.elements().iter().map(|element| element.offset().to_raw()).collect()
 }
 
-#[test]
-fn a_coordinator_that_loads_or_moves_costs_neither_records_nor_commits() {
-    let cluster = MockCluster::new(3).expect("a mock cluster starts");
-    cluster.create_topic(TOPIC, PARTITIONS, 3).unwrap();
+struct Setting {
+    cluster: Cluster,
+    producer: BaseProducer,
+    told: Told,
+}
+
+/// The poll thread, which has read 20 records of each partition.
+fn setting(brokers: i32, session_ms: u64) -> Setting {
+    let cluster = MockCluster::new(brokers).expect("a mock cluster starts");
+    cluster.create_topic(TOPIC, PARTITIONS, brokers).unwrap();
     cluster.coordinator(MockCoordinator::Group(GROUP.to_owned()), 1).unwrap();
     let mut config = Config::default();
     config.kafka.bootstrap_servers = cluster.bootstrap_servers();
     config.kafka.topic = TOPIC.to_owned();
     config.kafka.group_id = GROUP.to_owned();
+    config.kafka.session_timeout_ms = session_ms;
     config.kafka.heartbeat_interval_ms = 200;
     config.kafka.commit_interval_ms = 100;
     let producer: BaseProducer =
@@ -118,6 +129,17 @@ fn a_coordinator_that_loads_or_moves_costs_neither_records_nor_commits() {
     let (source, events) = Source::start(&config).unwrap();
     let mut told = Told { source, events, given: BTreeSet::new(), rebalances: 0, next: BTreeMap::new() };
     told.until_at(20);
+    Setting { cluster, producer, told }
+}
+
+fn end(mut told: Told) {
+    told.source.send(Command::Shutdown(Vec::new()));
+    told.until("the end", |told| told.source.is_finished());
+}
+
+#[test]
+fn a_coordinator_that_loads_or_moves_costs_neither_records_nor_commits() {
+    let Setting { cluster, producer, mut told } = setting(3, 45_000);
     let before = told.rebalances;
 
     // More often than the client asks again by itself.
@@ -138,7 +160,37 @@ fn a_coordinator_that_loads_or_moves_costs_neither_records_nor_commits() {
     assert_eq!(told.given, (0..PARTITIONS).collect(), "no partition is lost");
     // Taken and given once at most: one rebalance.
     assert!(told.rebalances <= before + 2, "{} times given or taken", told.rebalances - before);
+    end(told);
+}
 
-    told.source.send(Command::Shutdown(Vec::new()));
-    told.until("the end", |told| told.source.is_finished());
+/// What is logged, by whichever thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(text)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn offsets_out_of_range_that_are_not_make_the_worker_join_again_once() {
+    // The mock coordinator does not let go of a member that leaves before its session is over.
+    let Setting { cluster, producer, mut told } = setting(1, 3_000);
+    let before = told.rebalances;
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt().with_writer(move || writer.clone()).init();
+    // The answer to one request, for both partitions.
+    cluster.request_errors(RDKafkaApiKey::Fetch, &[OUT_OF_RANGE]);
+    produce(&producer, 20);
+    told.until_at(40);
+    assert_eq!(told.rebalances, before + 2, "taken once, and given once");
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.matches("joining the group again").count(), 1, "{log}");
+    end(told);
 }

@@ -78,9 +78,14 @@ impl GroupContext {
         self.rejoin.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the last assignment failed and the group has to be joined anew.
-    pub fn take_rejoin(&self) -> bool {
-        self.rejoin.swap(false, Ordering::Relaxed)
+    /// Whether the group has to be joined anew, or just is.
+    pub fn is_rejoin_asked(&self) -> bool {
+        self.rejoin.load(Ordering::Relaxed)
+    }
+
+    /// What was asked for until now is done.
+    pub fn rejoined(&self) {
+        self.rejoin.store(false, Ordering::Relaxed);
     }
 
     /// Where partitions began, or began again, since the last call.

@@ -215,7 +215,7 @@ impl Poller {
                     std::thread::sleep(ROOM_WAIT);
                 }
             }
-            if self.consumer.context().take_rejoin() {
+            if self.consumer.context().is_rejoin_asked() {
                 self.rejoin(Duration::from_secs(1));
             }
             self.fetch_again_if_due();
@@ -423,6 +423,8 @@ impl Poller {
 
     fn rejoin(&mut self, wait: Duration) {
         self.hand_over();
+        // What is reported from here on is of positions that are given up.
+        self.consumer.context().ask_rejoin();
         self.consumer.unsubscribe();
         let until = Instant::now() + wait;
         while Instant::now() < until {
@@ -430,6 +432,7 @@ impl Poller {
         }
         self.held.clear();
         self.fetch_again_at = None;
+        self.consumer.context().rejoined();
         if let Err(error) = self.consumer.subscribe(&[&self.topic]) {
             let _ = self.end.events.send(SourceEvent::Fatal(format!("cannot subscribe again: {error}")));
         }

@@ -66,6 +66,9 @@ impl Poller {
     pub(super) fn find_out_of_range(&mut self) {
         let was_unreadable = self.unreadable_at.take().is_some_and(|at| at.elapsed() < LOST_WITHIN);
         let context = self.consumer.context().clone();
+        if context.is_rejoin_asked() {
+            return;
+        }
         let Ok(assigned) = self.consumer.assignment() else { return };
         let mut found = false;
         for element in assigned.elements() {
@@ -98,8 +101,9 @@ impl Poller {
             tracing::warn!("the client lost its position over something unreadable: it is to fetch again");
             self.fetch_again_at = Some(Instant::now() + FETCH_AGAIN_AFTER);
         } else {
+            // Not here: the client reports each partition by itself, and who leaves hears the next report.
             tracing::warn!("an offset was out of range, but no partition is: joining the group again");
-            self.rejoin(Duration::from_secs(1));
+            context.ask_rejoin();
         }
     }
 
