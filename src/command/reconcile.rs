@@ -172,13 +172,12 @@ async fn move_partition(
     if files == 0 && !released && !moves_days {
         return Ok(None);
     }
-    let tx = servers.of(stand.partition);
-    reconcile::move_partition(tx, topic, stand.partition, &target).await.context("moving a partition")?;
     let is_closed = match servers.are_several() {
         true => "server 0 has closed that day, or the bucket has its manifest",
         false => "the bucket has that day's manifest",
     };
     let tx = servers.of(stand.partition);
+    reconcile::move_partition(tx, topic, stand.partition, &target).await.context("moving a partition")?;
     refuse_contradictions(tx, topic, stand.partition, closed_day, is_closed).await?;
     Ok(Some(Moved {
         partition: stand.partition,

@@ -29,6 +29,8 @@ TEXT = PAGE.read_text()
 LINES = TEXT.splitlines()
 MARK = re.compile(r"<!-- (?:runs locally: (?P<name>[a-z ]+)|needs AWS) -->")
 TOOLS = ROOT / "target" / "tools" / "chart"
+# Of the folder docs/policies, what the guide fills in.
+POLICIES = ("worker", "producer", "reader", "eraser", "bucket", "bucket-lifecycle")
 DEPLOY, REHEARSAL = ROOT / "target" / "deploy", ROOT / "target" / "rehearsal"
 # Long enough for a machine with ten times the work that it can do; the day's block waits for midnight.
 BLOCK_S = 420
@@ -192,7 +194,7 @@ def names(shell, said):
 
 @block("policies")
 def policies(shell, said):
-    for name in ("worker", "producer", "eraser", "bucket", "bucket-lifecycle"):
+    for name in POLICIES:
         text = (ROOT / "docs" / "policies" / f"{name}.json").read_text()
         for known, value in (("${REGION}", "AWS_REGION"), ("${ACCOUNT}", "ACCOUNT"), ("${CLUSTER}", "CLUSTER")):
             text = text.replace(known, shell.value(value))
@@ -442,7 +444,7 @@ def test_files_that_are_handed_to_aws_were_made_before():
         used = re.findall(r"(?:fileb?://|=|-f |--values )(target/deploy/[\w.-]+|docs/[\w./-]+)", one.body)
         made |= set(re.findall(r">(target/deploy/[\w.-]+)", one.body)) | set(re.findall(r"-fsSo (target/deploy/[\w.-]+)", one.body))
         if one.mark.startswith("<!-- runs locally: policies"):
-            made |= {f"target/deploy/{name}.json" for name in ("worker", "producer", "eraser", "bucket", "bucket-lifecycle")}
+            made |= {f"target/deploy/{name}.json" for name in POLICIES}
         for path in used:
             assert path in made or (ROOT / path).exists() and not path.startswith("target"), f"line {one.line}: {path}"
 

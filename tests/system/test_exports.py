@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from test_reconcile import admin, copy_database
+from databases import admin, copy_database
 
 
 def keys(case):
@@ -171,8 +171,7 @@ def test_wrong_object_is_never_overwritten(crossing, closed):
 def test_day_that_the_table_no_longer_has(crossing, closed):
     case, day = closed, crossing.day
     copy = f"{case.database}_dropped"
-    copy_database(case, case.database, copy)
-    url = case.database_url.rpartition("/")[0] + "/" + copy
+    url = copy_database(case, case.database_url, copy)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DELETE FROM user_interactions WHERE recorded_at < %s", (crossing.next_day,))
     gone = of_day(case, day)[1]
@@ -181,7 +180,7 @@ def test_day_that_the_table_no_longer_has(crossing, closed):
     code, text = rebuild(case, day, _DATABASE_URL=url)
     assert code == 66 and "no longer has" in text, text
     assert contents(case) == left
-    admin(case, sql.SQL("DROP DATABASE {}").format(sql.Identifier(copy)))
+    admin(case, case.database_url, sql.SQL("DROP DATABASE {}").format(sql.Identifier(copy)))
 
 
 def test_other_settings_make_other_bytes(crossing, closed):

@@ -10,37 +10,12 @@ import pytest
 from psycopg import sql
 
 import generate
+from databases import admin, copy_database, restore
 
 # Small files, and always a tail that is persisted but not exported.
 ROLL = {"ROLL__ROWS_MAX": 200, "ROLL__AGE_MS_MAX": 600_000}
 # A PUT may take so long; the command waits for it and for the session timeout.
 PUT = {"S3__TIMEOUT_MS": 2500, "S3__CONNECT_TIMEOUT_MS": 1000}
-
-
-def admin(case, *statements):
-    """Runs statements about databases; their sessions may take a moment to end."""
-    base = case.stack.env["DATABASE_URL"]
-
-    def done():
-        try:
-            connection.execute(statement)
-        except psycopg.errors.ObjectInUse:
-            return False
-        return True
-
-    with psycopg.connect(base, autocommit=True) as connection:
-        for statement in statements:
-            case.wait(done, f"nobody connected: {statement.as_string(connection)}")
-
-
-def copy_database(case, source, copy):
-    admin(case, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(copy), sql.Identifier(source)))
-
-
-def restore(case, backup):
-    """The backup takes the database's place."""
-    names = sql.Identifier(case.database), sql.Identifier(backup)
-    admin(case, sql.SQL("DROP DATABASE {}").format(names[0]), sql.SQL("ALTER DATABASE {1} RENAME TO {0}").format(*names))
 
 
 def contents(case):
@@ -99,7 +74,7 @@ def killed_on(case):
     case.generator = generate.Generator(61, case.schemas())
     case.at_backup = work_until_killed(case, "first", 4000, {})
     case.backup = f"{case.database}_backup"
-    copy_database(case, case.database, case.backup)
+    copy_database(case, case.database_url, case.backup)
     case.lost = work_until_killed(case, "second", 6000, {n: found[0] for n, found in case.at_backup.items()})
     case.bucket_before = contents(case)
     return case
@@ -128,7 +103,7 @@ def started_on_it(case):
 
 @pytest.fixture
 def restored(killed):
-    restore(killed, killed.backup)
+    restore(killed, killed.database_url, killed.backup)
     killed.rows_before = killed.rows()
     killed.third = started_on_it(killed)
     return killed
@@ -205,8 +180,8 @@ def test_reconciled_ledger_goes_on(restored):
 def test_empty_database_beside_a_full_bucket(killed):
     """No backup at all: everything that the bucket has of days that Kafka still knows comes back."""
     case = killed
-    admin(case, sql.SQL("DROP DATABASE {}").format(sql.Identifier(case.database)))
-    admin(case, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(case.database)))
+    admin(case, case.database_url, sql.SQL("DROP DATABASE {}").format(sql.Identifier(case.database)))
+    admin(case, case.database_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(case.database)))
     worker = started_on_it(case)
     assert case.rows() == 0
     assert worker.stop() == 0, case.why()
@@ -257,8 +232,7 @@ def test_days_closed_after_the_backup(crossing):
     """The whole of a closed day and of the open one after it comes back from the bucket, row for row."""
     case = crossing.busy
     copy = f"{case.database}_copy"
-    copy_database(case, case.database, copy)
-    url = case.database_url.rpartition("/")[0] + "/" + copy
+    url = copy_database(case, case.database_url, copy)
     wanted = compared(url)
     roll_back(url, crossing.day)
     assert compared(url) != wanted
@@ -294,7 +268,7 @@ def test_dry_run_changes_nothing(restored):
 def test_bucket_away_at_the_takeover_is_asked_later(own_case, s3):
     """The restore is noticed as soon as the bucket answers, by where the ledger stood before the assignment."""
     case = killed_on(own_case)
-    restore(case, case.backup)
+    restore(case, case.database_url, case.backup)
     # Files that never roll: no upload is to meet the objects that the ledger does not know.
     quiet = {"ROLL__ROWS_MAX": 1_000_000, "ROLL__AGE_MS_MAX": 600_000}
     s3.set("mode=503&op=list")
@@ -331,8 +305,7 @@ def test_gap_of_a_closed_day_is_entered_again(crossing):
     """A gap that was accepted after the backup stands in the day's manifest; the ledger gets it back from there."""
     case, day = crossing.busy, crossing.day
     copy = f"{case.database}_gap"
-    copy_database(case, case.database, copy)
-    url = case.database_url.rpartition("/")[0] + "/" + copy
+    url = copy_database(case, case.database_url, copy)
     gap = (case.topic, 0, 3, 5, day, "lost by the old cluster")
     key = f"{case.prefix}/{day}/_manifest.json"
     manifest = case.objects.read(key)

@@ -4,10 +4,10 @@ from datetime import date, timedelta
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 import generate
+from databases import copy_database, name_of, restore
 from spread import ON, SpreadCase
 from test_reconcile import PUT, compared, contents, reconcile, reconcile_when_quiet, roll_back
 
@@ -16,37 +16,12 @@ ROLL = {"ROLL__ROWS_MAX": 100, "ROLL__AGE_MS_MAX": 600_000}
 TABLES = ("partition_ledger", "topic_ledger", "export_files", "operator_actions", "user_interactions")
 
 
-def name_of(case, server):
-    return case.urls[server].rpartition("/")[2]
+def backup_of(case, server):
+    return f"{name_of(case.urls[server])}_backup"
 
 
-def admin(case, server, *statements):
-    """Runs statements about a server's databases; their sessions may take a moment to end."""
-    base = case.urls[server].rpartition("/")[0] + "/postgres"
-
-    def done():
-        try:
-            connection.execute(statement)
-        except psycopg.errors.ObjectInUse:
-            return False
-        return True
-
-    with psycopg.connect(base, autocommit=True) as connection:
-        for statement in statements:
-            case.wait(done, f"nobody connected: {statement.as_string(connection)}")
-
-
-def copy(case, server, name):
-    names = sql.Identifier(name), sql.Identifier(name_of(case, server))
-    admin(case, server, sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
-    return f"{case.urls[server].rpartition('/')[0]}/{name}"
-
-
-def restore(case, server):
-    """The backup takes the database's place."""
-    name = name_of(case, server)
-    names = sql.Identifier(name), sql.Identifier(f"{name}_backup")
-    admin(case, server, sql.SQL("DROP DATABASE {}").format(names[0]), sql.SQL("ALTER DATABASE {1} RENAME TO {0}").format(*names))
+def back_to_the_backup(case, server):
+    restore(case, case.urls[server], backup_of(case, server))
 
 
 def change_at(url, *statements):
@@ -103,7 +78,7 @@ def killed(stack, folder, request):
         case.generator = generate.Generator(81, case.schemas(), bad_share=0.01)
         work_until_killed(case, "first", 1500)
         for server in ON:
-            copy(case, server, f"{name_of(case, server)}_backup")
+            copy_database(case, case.urls[server], backup_of(case, server))
         work_until_killed(case, "second", 2500)
         case.lost = case.frontiers()
         yield case
@@ -173,7 +148,7 @@ def refuses_what_contradicts(case):
 
 def test_one_server_restored_and_then_the_other(killed):
     case = killed
-    restore(case, 1)
+    back_to_the_backup(case, 1)
     lose(case, 1, 5)
     case.wait(lambda: reconcile(case, dry=True).returncode == 0, "the last PUT's time to be over", 20, every_s=1)
     refuses_what_contradicts(case)
@@ -193,7 +168,7 @@ def test_one_server_restored_and_then_the_other(killed):
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stdout + again.stderr
     go_on_and_check(case, "third")
 
-    restore(case, 0)
+    back_to_the_backup(case, 0)
     change(case, 0, "DELETE FROM partition_ledger WHERE partition >= 4")
     here = state(case, 1)
     reconcile_when_quiet(case)
@@ -206,7 +181,7 @@ def test_died_between_two_servers_commits(killed):
     """Both were restored: the other server is level, home is not, and the next run does the rest."""
     case = killed
     for server in ON:
-        restore(case, server)
+        back_to_the_backup(case, server)
     # Home does not know where it is, and its server not that it has it.
     change(case, 0, "DELETE FROM partition_ledger WHERE partition = 5")
     lose(case, 1, 5)
@@ -238,7 +213,7 @@ def test_died_between_two_servers_commits(killed):
 def test_days_closed_after_the_backup(crossing, restored):
     """A closed day and the open one after it come back row for row, whether home still knows that it was closed or not."""
     case, day = crossing.spread, date.fromisoformat(crossing.day)
-    urls = [copy(case, server, f"{name_of(case, server)}_{restored}") for server in ON]
+    urls = [copy_database(case, case.urls[server], f"{name_of(case.urls[server])}_{restored}") for server in ON]
     wanted = [compared(url) for url in urls]
     if restored == "partition":
         # Everything else is there, so that no other partition says how far back this one's objects go.

@@ -10,7 +10,7 @@ use sqlx::{PgPool, Row};
 use crate::command::{Failure, ledger};
 use crate::config::Config;
 use crate::placement::Placement;
-use crate::postgres::places;
+use crate::postgres::{places, reread};
 
 /// A partition's row of the ledger.
 #[derive(Default)]
@@ -151,17 +151,7 @@ impl<'a> Ledgers<'a> {
     /// When the partition's oldest row that is in no file was recorded, ms since 1970; none: there is no such row.
     pub async fn oldest_row_ms(&self, partition: i32, row: &Standing) -> Result<Option<i64>, sqlx::Error> {
         let Some(pool) = self.pools.get(row.server) else { return Ok(None) };
-        // The day bounds the table's partitions that Postgres has to look into.
-        sqlx::query_scalar(
-            "SELECT (extract(epoch FROM recorded_at) * 1000)::bigint FROM user_interactions
-             WHERE kafka_partition = $1 AND kafka_offset >= $2
-               AND recorded_at >= (DATE '1970-01-01' + $3::int)::timestamp AT TIME ZONE 'UTC'
-             ORDER BY kafka_offset LIMIT 1",
-        )
-        .bind(partition)
-        .bind(row.export_frontier)
-        .bind(row.closed_day.unwrap_or(0) + 1)
-        .fetch_optional(pool)
-        .await
+        let first_day = row.closed_day.unwrap_or(0) + 1;
+        reread::oldest_row_ms(pool, partition, row.export_frontier, first_day).await
     }
 }
