@@ -94,9 +94,7 @@ impl Assigner {
         };
         let known = objects.as_deref().unwrap_or_default();
         let mut assigned = self.database.assign(&self.who, &candidates, known, &self.limits).await?;
-        if objects.is_some() {
-            assigned.before.clear();
-        }
+        assigned.is_bucket_asked = objects.is_some();
         Ok(assigned)
     }
 

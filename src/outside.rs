@@ -151,6 +151,10 @@ pub trait Broker: Send + Sync {
     fn partitions(&self) -> BrokerFuture<'_, Vec<i32>>;
     fn bounds<'a>(&'a self, partitions: &'a [i32]) -> BrokerFuture<'a, Vec<(i32, i64, i64)>>;
     fn read_at<'a>(&'a self, wanted: &'a [(i32, i64)]) -> BrokerFuture<'a, BTreeMap<i32, Found>>;
+    fn fingerprints_at<'a>(
+        &'a self,
+        wanted: &'a [(i32, i64)],
+    ) -> BrokerFuture<'a, BTreeMap<i32, Option<i64>>>;
     /// Partitions that no member of the group has; none: the group rebalances just now.
     fn unowned(&self) -> BrokerFuture<'_, Option<Vec<i32>>> {
         Box::pin(async { Ok(None) })

@@ -12,6 +12,7 @@
 //!    only when they are committed; Kafka is told last.
 //! 4. One partition that waits, stops or is lost does not hold up another.
 
+mod anchors;
 mod catch_up;
 mod export_side;
 mod figures;
@@ -24,6 +25,7 @@ mod schemas;
 mod silence;
 mod stops;
 
+use anchors::Anchors;
 use catch_up::Reading;
 use figures::Figures;
 pub use figures::Measured;
@@ -94,6 +96,7 @@ pub struct Pipeline {
     probing: bool,
     /// Who asks the bucket about partitions that were taken over while it was away, and under which epochs.
     asking_bucket: Vec<(BTreeMap<i32, i64>, AbortOnDrop)>,
+    anchors: Anchors,
     silences: BTreeMap<i32, Silence>,
     asking_silent: bool,
     finishing: bool,
@@ -187,6 +190,7 @@ impl Pipeline {
             store_away_since: None,
             probing: false,
             asking_bucket: Vec::new(),
+            anchors: Anchors::default(),
             silences: BTreeMap::new(),
             asking_silent: false,
             finishing: false,
@@ -245,6 +249,7 @@ impl Pipeline {
             self.look_after_days();
             self.look_after_partitions();
             self.look_after_silence();
+            self.look_after_anchors();
             self.report();
         }
         self.flood_if_written()
@@ -285,6 +290,7 @@ impl Pipeline {
                 self.revoke(partitions, lost, reply);
             }
             SourceEvent::OutOfRange { partition, next, low, high } => {
+                self.anchors.ask_soon();
                 // What was read before it is still good, and is written first.
                 self.backlog.push_back(Incoming::OutOfRange { partition, next, low, high });
             }

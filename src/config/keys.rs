@@ -83,7 +83,8 @@ sections! {
         /// the worker ends and is started anew. Larger: a client that hangs is noticed later. Smaller: must
         /// stay above the assign deadline.
         silence_ms_max: u64 = 120_000;
-        /// How often the topic's partitions are asked for. Larger: added partitions are noticed later. Smaller: more
+        /// How often the topic's partitions are asked for, and a record of each is read again: another one stands there if
+        /// the topic was created anew. Larger: added partitions, and another topic, are noticed later. Smaller: more
         /// requests, nothing gained.
         metadata_refresh_ms: u64 = 60_000;
         /// Work on a topic with `message.timestamp.type=CreateTime` too. Then producers' clocks decide what

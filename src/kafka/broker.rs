@@ -67,6 +67,14 @@ impl Broker for Brokers {
         self.ask(move |b| probe::read_at(&b.client, &b.topic, &wanted, READ_TIMEOUT))
     }
 
+    fn fingerprints_at<'a>(
+        &'a self,
+        wanted: &'a [(i32, i64)],
+    ) -> BrokerFuture<'a, BTreeMap<i32, Option<i64>>> {
+        let wanted = wanted.to_vec();
+        self.ask(move |b| probe::fingerprints_at(&b.client, &b.topic, &wanted, READ_TIMEOUT))
+    }
+
     fn unowned(&self) -> BrokerFuture<'_, Option<Vec<i32>>> {
         self.ask(|b| group::unowned(&b.client, &b.topic, &b.group, METADATA_TIMEOUT))
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Quiet;
@@ -66,6 +66,62 @@ pub fn read_at(
     wanted: &[(i32, i64)],
     timeout: Duration,
 ) -> Result<BTreeMap<i32, Found>, KafkaError> {
+    let record = |message: &BorrowedMessage<'_>| {
+        let timestamp_ms = message.timestamp().to_millis().unwrap_or(0);
+        Found::Record { offset: message.offset(), timestamp_ms }
+    };
+    let found = first_records(config, topic, wanted, timeout, record)?;
+    Ok(found.into_iter().map(|(partition, record)| (partition, record.unwrap_or(Found::End))).collect())
+}
+
+/// The fingerprint of the record at each (partition, offset); none: the broker no longer has it. A partition that ends
+/// before, or did not answer in time, is left out. Blocks; errors are the client's.
+pub fn fingerprints_at(
+    config: &ClientConfig,
+    topic: &str,
+    wanted: &[(i32, i64)],
+    timeout: Duration,
+) -> Result<BTreeMap<i32, Option<i64>>, KafkaError> {
+    // A read of what is gone would have no answer.
+    let partitions: Vec<i32> = wanted.iter().map(|(partition, _)| *partition).collect();
+    let mut found = BTreeMap::new();
+    let mut there = Vec::new();
+    for ((partition, offset), (_, low, high)) in
+        wanted.iter().zip(bounds(config, topic, &partitions, timeout)?)
+    {
+        if *offset < low {
+            found.insert(*partition, None);
+        } else if *offset < high {
+            there.push((*partition, *offset));
+        }
+    }
+    let record = |message: &BorrowedMessage<'_>| {
+        let mut chunk = Chunk::new(0);
+        chunk.push(message);
+        let fingerprint = chunk.records.first().map(|record| chunk.fingerprint(record));
+        (message.offset(), fingerprint)
+    };
+    for (partition, record) in first_records(config, topic, &there, timeout, record)? {
+        let is_it = |(offset, _): &(i64, _)| there.contains(&(partition, *offset));
+        if let Some(record) = record {
+            found.insert(partition, Some(record).filter(is_it).and_then(|(_, fingerprint)| fingerprint));
+        }
+    }
+    Ok(found)
+}
+
+/// The first record at or after each (partition, offset), as `of` has it; none: the partition ends there.
+fn first_records<T>(
+    config: &ClientConfig,
+    topic: &str,
+    wanted: &[(i32, i64)],
+    timeout: Duration,
+    of: impl Fn(&BorrowedMessage<'_>) -> T,
+) -> Result<BTreeMap<i32, Option<T>>, KafkaError> {
+    let mut found = BTreeMap::new();
+    if wanted.is_empty() {
+        return Ok(found);
+    }
     let mut config = config.clone();
     config.set("enable.auto.commit", "false");
     config.set("auto.offset.reset", "error");
@@ -84,7 +140,6 @@ pub fn read_at(
     }
     consumer.assign(&list)?;
     let until = Instant::now() + timeout;
-    let mut found = BTreeMap::new();
     while found.len() < wanted.len() {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -92,12 +147,10 @@ pub fn read_at(
         }
         match consumer.poll(left.min(Duration::from_millis(100))) {
             Some(Ok(message)) => {
-                let timestamp_ms = message.timestamp().to_millis().unwrap_or(0);
-                let record = Found::Record { offset: message.offset(), timestamp_ms };
-                found.entry(message.partition()).or_insert(record);
+                found.entry(message.partition()).or_insert_with(|| Some(of(&message)));
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
-                found.entry(partition).or_insert(Found::End);
+                found.entry(partition).or_insert(None);
             }
             // Anything else: the partition stays without an answer, and the caller asks again.
             Some(Err(_)) | None => {}

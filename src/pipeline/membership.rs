@@ -77,7 +77,7 @@ impl Pipeline {
         let is_mine = |id: &i32, epoch: &i64| partitions.get(id).is_some_and(|p| p.epoch == *epoch);
         // Nobody needs the answer about partitions that are another's by now.
         self.asking_bucket.retain(|(epochs, _)| epochs.iter().any(|(id, epoch)| is_mine(id, epoch)));
-        if before.is_empty() {
+        if assigned.is_bucket_asked || before.is_empty() {
             return;
         }
         let epochs: BTreeMap<i32, i64> = assigned.owned.iter().map(|o| (o.partition, o.epoch)).collect();

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::anchors::Anchor;
 use super::figures::Measured;
 use crate::export::upload::Uploaded;
 use crate::kafka::probe::Found;
@@ -67,6 +68,11 @@ pub enum Done {
     Listened {
         silent: Vec<(i32, i64)>,
         found: BTreeMap<i32, Found>,
+    },
+    /// What stands where the anchors were.
+    Anchored {
+        asked: BTreeMap<i32, Anchor>,
+        found: BTreeMap<i32, Option<i64>>,
     },
     /// Which partitions were seen empty at their frontier, and Postgres's clock when it was asked.
     Probed {

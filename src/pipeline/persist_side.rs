@@ -46,6 +46,7 @@ impl Pipeline {
                 self.tell_readiness();
             }
             Done::Listened { silent, found } => return self.on_listened(&silent, &found),
+            Done::Anchored { asked, found } => self.on_anchored(&asked, &found),
             Done::Failed(why) => return Err(Ended::Fatal(why)),
             export => return self.on_exported(export),
         }
@@ -148,6 +149,7 @@ impl Pipeline {
             "partitions are assigned"
         );
         self.settled_at = Instant::now();
+        self.anchors.assigned(&assigned);
         self.ask_bucket_later(assigned);
         self.give_starts(starts, reply);
         Ok(())
@@ -219,6 +221,9 @@ impl Pipeline {
         let mut traced = Vec::new();
         for (batch, outcome) in result {
             let id = batch.partition;
+            if matches!(outcome, Outcome::Committed) {
+                self.anchors.persisted(&batch);
+            }
             // A batch of an earlier epoch: whoever owns the partition now read what it left.
             let Some(partition) = self.partitions.get_mut(&id).filter(|p| p.epoch == batch.epoch) else {
                 continue;

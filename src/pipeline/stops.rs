@@ -35,6 +35,7 @@ impl Pipeline {
         );
         metrics::partition_stopped(stop.as_str());
         self.partitions.remove(&id);
+        self.anchors.stopped(id);
         self.source.send(Command::Hold(id, true));
         let why = format!("{}: {detail}", stop.as_str());
         self.stopped.insert(id, Stopped::new(why, false));

@@ -69,8 +69,10 @@ pub struct Assigned {
     pub stopped: Vec<(i32, String)>,
     /// Partitions whose server is away, and why that is known: they are asked for again.
     pub away: BTreeMap<i32, String>,
-    /// Where the owned ones stood before they were taken. Empty once the bucket was asked about them.
+    /// Where the owned ones stood before they were taken.
     pub before: BTreeMap<i32, Owned>,
+    /// The bucket knows nothing about them that the ledger does not.
+    pub is_bucket_asked: bool,
     /// Postgres's clock, ms since 1970.
     pub now_ms: i64,
 }
@@ -223,7 +225,8 @@ pub async fn assign(
     failpoint!("assign.after-commit");
     let before = stands.into_iter().filter(|(partition, _)| taken.contains(partition));
     let before = before.map(|(partition, (stood, _))| (partition, stood)).collect();
-    Ok(Assigned { owned: rows.iter().map(owned).collect(), stopped, away: BTreeMap::new(), before, now_ms })
+    let owned = rows.iter().map(owned).collect();
+    Ok(Assigned { owned, stopped, before, now_ms, ..Assigned::default() })
 }
 
 /// An object in the bucket that the ledger has not entered.

@@ -113,9 +113,9 @@ impl Database for Db {
                 assigned.map(|(owned, stopped, before)| Assigned {
                     owned,
                     stopped,
-                    away: BTreeMap::new(),
                     before,
                     now_ms,
+                    ..Assigned::default()
                 })
             };
             let assigned = self.statement("assign", locks, assign).await?;

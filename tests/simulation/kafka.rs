@@ -473,13 +473,33 @@ impl Broker for Brokers {
         })
     }
 
+    fn fingerprints_at<'a>(
+        &'a self,
+        wanted: &'a [(i32, i64)],
+    ) -> BrokerFuture<'a, BTreeMap<i32, Option<i64>>> {
+        let wanted = wanted.to_vec();
+        self.ask("whose record is this?", move |kafka| {
+            let found = |(p, at): &(i32, i64)| {
+                let (offset, entry) = kafka.at(*p, *at)?;
+                let chunk = chunk_of(*p, offset, entry);
+                let record = chunk.records.first().filter(|_| offset == *at);
+                Some((*p, record.map(|record| chunk.fingerprint(record))))
+            };
+            wanted.iter().filter_map(found).collect()
+        })
+    }
+
     fn record_at(&self, partition: i32, offset: i64) -> BrokerFuture<'_, Option<Chunk>> {
         self.ask("record?", move |kafka| {
             let (at, entry) = kafka.at(partition, offset)?;
-            let mut chunk = Chunk::new(0);
-            let timestamp = Timestamp::LogAppendTime(entry.timestamp_ms);
-            chunk.add((partition, at, timestamp), Some(b"key"), Some(&entry.value));
-            (at == offset).then_some(chunk)
+            (at == offset).then(|| chunk_of(partition, at, entry))
         })
     }
+}
+
+fn chunk_of(partition: i32, offset: i64, entry: &Entry) -> Chunk {
+    let mut chunk = Chunk::new(0);
+    let timestamp = Timestamp::LogAppendTime(entry.timestamp_ms);
+    chunk.add((partition, offset, timestamp), Some(b"key"), Some(&entry.value));
+    chunk
 }
