@@ -190,7 +190,7 @@ impl Pipeline {
             store_away_since: None,
             probing: false,
             asking_bucket: Vec::new(),
-            anchors: Anchors::default(),
+            anchors: Anchors::new(now),
             silences: BTreeMap::new(),
             asking_silent: false,
             finishing: false,

@@ -85,7 +85,7 @@ sections! {
         silence_ms_max: u64 = 120_000;
         /// How often the topic's partitions are asked for, and a record of each is read again: another one stands there if
         /// the topic was created anew. Larger: added partitions, and another topic, are noticed later. Smaller: more
-        /// requests, nothing gained.
+        /// requests; below a second nothing is gained.
         metadata_refresh_ms: u64 = 60_000;
         /// Work on a topic with `message.timestamp.type=CreateTime` too. Then producers' clocks decide what
         /// day a record belongs to, and days close late or never.

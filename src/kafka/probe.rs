@@ -4,6 +4,7 @@
 //! later than the call. "Seen empty" rests on that.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -70,7 +71,7 @@ pub fn read_at(
         let timestamp_ms = message.timestamp().to_millis().unwrap_or(0);
         Found::Record { offset: message.offset(), timestamp_ms }
     };
-    let found = first_records(config, topic, wanted, timeout, record)?;
+    let found = first_records(&reader(config)?, topic, wanted, Instant::now() + timeout, record)?;
     Ok(found.into_iter().map(|(partition, record)| (partition, record.unwrap_or(Found::End))).collect())
 }
 
@@ -82,17 +83,18 @@ pub fn fingerprints_at(
     wanted: &[(i32, i64)],
     timeout: Duration,
 ) -> Result<BTreeMap<i32, Option<i64>>, KafkaError> {
-    // A read of what is gone would have no answer.
-    let partitions: Vec<i32> = wanted.iter().map(|(partition, _)| *partition).collect();
+    let until = Instant::now() + timeout;
+    let consumer = reader(config)?;
     let mut found = BTreeMap::new();
     let mut there = Vec::new();
-    for ((partition, offset), (_, low, high)) in
-        wanted.iter().zip(bounds(config, topic, &partitions, timeout)?)
-    {
-        if *offset < low {
-            found.insert(*partition, None);
-        } else if *offset < high {
-            there.push((*partition, *offset));
+    for (partition, offset) in wanted {
+        // A read of what is gone would have no answer.
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match consumer.fetch_watermarks(topic, *partition, left) {
+            Ok((low, _)) if *offset < low => drop(found.insert(*partition, None)),
+            Ok((_, high)) if *offset < high => there.push((*partition, *offset)),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(partition, %error, "cannot ask for the offsets"),
         }
     }
     let record = |message: &BorrowedMessage<'_>| {
@@ -101,7 +103,7 @@ pub fn fingerprints_at(
         let fingerprint = chunk.records.first().map(|record| chunk.fingerprint(record));
         (message.offset(), fingerprint)
     };
-    for (partition, record) in first_records(config, topic, &there, timeout, record)? {
+    for (partition, record) in first_records(&consumer, topic, &there, until, record)? {
         let is_it = |(offset, _): &(i64, _)| there.contains(&(partition, *offset));
         if let Some(record) = record {
             found.insert(partition, Some(record).filter(is_it).and_then(|(_, fingerprint)| fingerprint));
@@ -110,22 +112,14 @@ pub fn fingerprints_at(
     Ok(found)
 }
 
-/// The first record at or after each (partition, offset), as `of` has it; none: the partition ends there.
-fn first_records<T>(
-    config: &ClientConfig,
-    topic: &str,
-    wanted: &[(i32, i64)],
-    timeout: Duration,
-    of: impl Fn(&BorrowedMessage<'_>) -> T,
-) -> Result<BTreeMap<i32, Option<T>>, KafkaError> {
-    let mut found = BTreeMap::new();
-    if wanted.is_empty() {
-        return Ok(found);
-    }
+/// A consumer that reads one record of each partition.
+fn reader(config: &ClientConfig) -> Result<BaseConsumer<Quiet>, KafkaError> {
     let mut config = config.clone();
     config.set("enable.auto.commit", "false");
     config.set("auto.offset.reset", "error");
     config.set("enable.partition.eof", "true");
+    // A record that was damaged on its way is not another record.
+    config.set("check.crcs", "true");
     // One record of each partition is wanted, not a prefetch of it. Smaller than a usual batch, the
     // client would have to ask twice for each partition, with a pause of a second in between.
     config.set("fetch.message.max.bytes", "65536");
@@ -133,13 +127,23 @@ fn first_records<T>(
     if config.get("group.id").is_none() {
         config.set("group.id", "feed-worker-probe");
     }
-    let consumer = connect(&config)?;
+    connect(&config)
+}
+
+/// The first record at or after each (partition, offset), as `of` has it; none: the partition ends there.
+fn first_records<T>(
+    consumer: &BaseConsumer<Quiet>,
+    topic: &str,
+    wanted: &[(i32, i64)],
+    until: Instant,
+    of: impl Fn(&BorrowedMessage<'_>) -> T,
+) -> Result<BTreeMap<i32, Option<T>>, KafkaError> {
     let mut list = TopicPartitionList::new();
     for (partition, offset) in wanted {
         list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
     }
     consumer.assign(&list)?;
-    let until = Instant::now() + timeout;
+    let mut found = BTreeMap::new();
     while found.len() < wanted.len() {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -147,7 +151,13 @@ fn first_records<T>(
         }
         match consumer.poll(left.min(Duration::from_millis(100))) {
             Some(Ok(message)) => {
-                found.entry(message.partition()).or_insert_with(|| Some(of(&message)));
+                if let Entry::Vacant(place) = found.entry(message.partition()) {
+                    place.insert(Some(of(&message)));
+                    // The others may take their time: nothing more of this one is wanted meanwhile.
+                    let mut answered = TopicPartitionList::new();
+                    answered.add_partition(topic, message.partition());
+                    consumer.pause(&answered)?;
+                }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 found.entry(partition).or_insert(None);

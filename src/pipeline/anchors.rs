@@ -3,10 +3,13 @@
 //!
 //! 1. A record that this worker persisted a while ago is read again every `kafka.metadata_refresh_ms`; and at once when
 //!    the brokers lack what comes next of any partition, or a partition comes back to the worker that had it last. If
-//!    another record stands there, the partition stops.
+//!    another record stands there, and still does when it is read once more, the partition stops.
 //! 2. An anchor is of the topic that was read before it. It moves on only to what was persisted before it was seen
-//!    in its place.
-//! 3. What was taken of the new topic until then is in the table; what stood before it in the new topic was not read.
+//!    in its place, or gone; without an answer it stays, and is asked about again soon.
+//! 3. What was taken of the new topic until then is in the table, and may be in files; what stood before it in the new
+//!    topic was not read.
+//! 4. The next owner of a partition knows its last record only: what it is not told, because it takes over within the
+//!    interval, it does not notice.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +19,10 @@ use tokio::time::Instant;
 use super::{Done, Pipeline};
 use crate::postgres::lane::PartitionBatch;
 use crate::postgres::ledger::{Assigned, Stop};
+
+/// When partitions that gave no answer are asked about again. Longer leaves another topic unnoticed for longer after
+/// a broker was away; shorter makes connections to one that still is.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// A record that was persisted: its offset and fingerprint.
 type Record = (i64, i64);
@@ -28,17 +35,28 @@ pub struct Anchor {
     at: Record,
     /// The last one that was persisted: where the anchor is next.
     newest: Record,
+    /// Another record was seen there, once.
+    doubted: bool,
 }
 
-#[derive(Default)]
+impl Anchor {
+    fn new(epoch: i64, at: Record) -> Self {
+        Anchor { epoch, at, newest: at, doubted: false }
+    }
+}
+
 pub(super) struct Anchors {
     of: BTreeMap<i32, Anchor>,
-    /// When the brokers were asked last; none: it is to be done soon.
-    asked_at: Option<Instant>,
+    /// When the brokers are asked next.
+    due_at: Instant,
     asking: bool,
 }
 
 impl Anchors {
+    pub fn new(now: Instant) -> Self {
+        Anchors { of: BTreeMap::new(), due_at: now, asking: false }
+    }
+
     /// Partitions are owned under a new epoch. What another worker persisted meanwhile nobody here has seen.
     pub fn assigned(&mut self, assigned: &Assigned) {
         for owned in &assigned.owned {
@@ -49,11 +67,8 @@ impl Anchors {
                 self.ask_soon();
                 continue;
             }
-            match owned.last_record_hash {
-                Some(hash) => {
-                    let record = (owned.persist_frontier - 1, hash);
-                    self.of.insert(owned.partition, Anchor { epoch: owned.epoch, at: record, newest: record })
-                }
+            match owned.last_record_hash.map(|hash| (owned.persist_frontier - 1, hash)) {
+                Some(record) => self.of.insert(owned.partition, Anchor::new(owned.epoch, record)),
                 None => self.of.remove(&owned.partition),
             };
         }
@@ -61,15 +76,19 @@ impl Anchors {
 
     /// Something suggests that the topic is not what it was.
     pub fn ask_soon(&mut self) {
-        self.asked_at = None;
+        self.ask_by(Instant::now());
+    }
+
+    fn ask_by(&mut self, at: Instant) {
+        self.due_at = self.due_at.min(at);
     }
 
     /// A batch was committed.
     pub fn persisted(&mut self, batch: &PartitionBatch) {
         let Some(hash) = batch.last_record_hash else { return };
         let newest = (batch.next - 1, hash);
-        let first = || Anchor { epoch: batch.epoch, at: newest, newest };
-        let anchor = self.of.entry(batch.partition).or_insert_with(first);
+        let first = Anchor::new(batch.epoch, newest);
+        let anchor = self.of.entry(batch.partition).or_insert(first);
         if anchor.epoch == batch.epoch {
             anchor.newest = newest;
         }
@@ -80,18 +99,17 @@ impl Anchors {
         self.of.remove(&partition);
     }
 
-    /// Takes in what stands where an anchor was when it was asked about; true: another record.
+    /// Takes in what stands where an anchor was when it was asked about; true: another record, for certain.
     fn is_another(&mut self, partition: i32, asked: Anchor, found: Option<i64>) -> bool {
-        let Some(anchor) =
-            self.of.get_mut(&partition).filter(|now| (now.epoch, now.at) == (asked.epoch, asked.at))
-        else {
-            return false;
-        };
+        let same = |now: &&mut Anchor| (now.epoch, now.at) == (asked.epoch, asked.at);
+        let Some(anchor) = self.of.get_mut(&partition).filter(same) else { return false };
         if found.is_some_and(|hash| hash != asked.at.1) {
-            return true;
+            let seen_twice = std::mem::replace(&mut anchor.doubted, true);
+            self.ask_soon();
+            return seen_twice;
         }
         // In its place, or gone by retention: then there is nothing to compare.
-        anchor.at = asked.newest;
+        (anchor.at, anchor.doubted) = (asked.newest, false);
         false
     }
 }
@@ -99,21 +117,14 @@ impl Anchors {
 impl Pipeline {
     /// Has the anchors read again, if it is time.
     pub(super) fn look_after_anchors(&mut self) {
-        let interval = Duration::from_millis(self.config.kafka.metadata_refresh_ms);
-        let is_due = self.anchors.asked_at.is_none_or(|at| at.elapsed() >= interval);
-        if self.anchors.asking || !is_due {
+        if self.anchors.asking || Instant::now() < self.anchors.due_at {
             return;
         }
         let owns =
             |id: &i32, anchor: &Anchor| self.partitions.get(id).is_some_and(|p| p.epoch == anchor.epoch);
-        let asked: BTreeMap<i32, Anchor> = self
-            .anchors
-            .of
-            .iter()
-            .filter(|(id, anchor)| owns(id, anchor))
-            .map(|(id, anchor)| (*id, *anchor))
-            .collect();
-        self.anchors.asked_at = Some(Instant::now());
+        let anchors = self.anchors.of.iter().filter(|(id, anchor)| owns(id, anchor));
+        let asked: BTreeMap<i32, Anchor> = anchors.map(|(id, anchor)| (*id, *anchor)).collect();
+        self.anchors.due_at = Instant::now() + Duration::from_millis(self.config.kafka.metadata_refresh_ms);
         if asked.is_empty() {
             return;
         }
@@ -121,7 +132,10 @@ impl Pipeline {
         let broker = self.outside.broker.clone();
         self.tasks.start(async move {
             let wanted: Vec<(i32, i64)> = asked.iter().map(|(id, anchor)| (*id, anchor.at.0)).collect();
-            let found = broker.fingerprints_at(&wanted).await.unwrap_or_default();
+            let found = broker.fingerprints_at(&wanted).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot see whether the topic is still the same");
+                BTreeMap::new()
+            });
             Done::Anchored { asked, found }
         });
     }
@@ -129,10 +143,13 @@ impl Pipeline {
     /// What the brokers have where the anchors were.
     pub(super) fn on_anchored(&mut self, asked: &BTreeMap<i32, Anchor>, found: &BTreeMap<i32, Option<i64>>) {
         self.anchors.asking = false;
+        if found.len() < asked.len() {
+            self.anchors.ask_by(Instant::now() + ASK_AGAIN_AFTER);
+        }
         for (id, asked) in asked {
-            // Without an answer nothing is known, and the anchor stays.
             let Some(found) = found.get(id) else { continue };
-            if !self.anchors.is_another(*id, *asked, *found) || !self.partitions.contains_key(id) {
+            let is_mine = self.partitions.get(id).is_some_and(|p| p.epoch == asked.epoch);
+            if !is_mine || !self.anchors.is_another(*id, *asked, *found) {
                 continue;
             }
             let detail = format!(
@@ -183,7 +200,7 @@ mod tests {
 
     /// Owned under epoch 7 from the topic's begin, with two batches persisted.
     fn anchors() -> Anchors {
-        let mut anchors = Anchors::default();
+        let mut anchors = Anchors::new(Instant::now() + Duration::from_secs(60));
         anchors.assigned(&assigned(owned(6, 0, None), owned(7, 0, None)));
         anchors.persisted(&batch(7, 100, 1));
         anchors.persisted(&batch(7, 200, 2));
@@ -207,9 +224,22 @@ mod tests {
     fn another_record_is_noticed_and_a_record_that_is_gone_is_not_one() {
         let mut anchors = anchors();
         let asked = anchors.of[&PARTITION];
+        assert!(!anchors.is_another(PARTITION, asked, Some(55)), "it is read once more");
+        assert!(anchors.due_at <= Instant::now());
         assert!(anchors.is_another(PARTITION, asked, Some(55)));
         assert!(!anchors.is_another(PARTITION, asked, None));
         assert_eq!(anchors.of[&PARTITION].at, (199, 2));
+    }
+
+    #[test]
+    fn doubt_ends_with_the_record_in_its_place() {
+        let mut anchors = anchors();
+        let asked = anchors.of[&PARTITION];
+        assert!(!anchors.is_another(PARTITION, asked, Some(55)));
+        assert!(!anchors.is_another(PARTITION, asked, Some(1)));
+        let asked = anchors.of[&PARTITION];
+        assert_eq!((asked.at, asked.doubted), ((199, 2), false));
+        assert!(!anchors.is_another(PARTITION, asked, Some(55)));
     }
 
     #[test]
@@ -217,13 +247,12 @@ mod tests {
         let mut anchors = anchors();
         // Left and joined again, while the last batch was on its way.
         anchors.persisted(&batch(7, 300, 3));
-        anchors.asked_at = Some(Instant::now());
         anchors.assigned(&assigned(owned(7, 300, Some(3)), owned(8, 300, Some(3))));
-        assert_eq!(anchors.of[&PARTITION], Anchor { epoch: 8, at: (99, 1), newest: (299, 3) });
-        assert_eq!(anchors.asked_at, None, "it is to be compared soon");
+        assert_eq!(anchors.of[&PARTITION], Anchor { newest: (299, 3), ..Anchor::new(8, (99, 1)) });
+        assert!(anchors.due_at <= Instant::now(), "it is to be compared soon");
         // Then another worker had it.
         anchors.assigned(&assigned(owned(9, 400, Some(4)), owned(10, 400, Some(4))));
-        assert_eq!(anchors.of[&PARTITION], Anchor { epoch: 10, at: (399, 4), newest: (399, 4) });
+        assert_eq!(anchors.of[&PARTITION], Anchor::new(10, (399, 4)));
         // What it left on its way counts no more.
         anchors.persisted(&batch(8, 350, 5));
         assert_eq!(anchors.of[&PARTITION].newest, (399, 4));

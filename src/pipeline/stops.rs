@@ -1,6 +1,6 @@
 //! Partitions that cannot go on: begun again, stopped until an operator decides, and released.
 //!
-//! 1. A partition stops only when everything that was taken of it is written.
+//! 1. A partition stops only when everything that was taken of it is written; at once if that may be wrong.
 //! 2. A stop is asked about only once it stands in the ledger: until then its absence there says nothing.
 //! 3. What becomes of a partition that was given away meanwhile is not this worker's matter.
 
@@ -37,8 +37,11 @@ impl Pipeline {
         self.partitions.remove(&id);
         self.anchors.stopped(id);
         self.source.send(Command::Hold(id, true));
-        let why = format!("{}: {detail}", stop.as_str());
-        self.stopped.insert(id, Stopped::new(why, false));
+        // One that is being given away is the next owner's to look after.
+        if self.given.contains(&id) {
+            let why = format!("{}: {detail}", stop.as_str());
+            self.stopped.insert(id, Stopped::new(why, false));
+        }
         let database = self.outside.database.clone();
         self.tasks.start(async move {
             let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));

@@ -70,6 +70,9 @@ impl Poller {
             return;
         }
         let Ok(assigned) = self.consumer.assignment() else { return };
+        if assigned.count() == 0 {
+            return; // of positions that were given up
+        }
         let mut found = false;
         for element in assigned.elements() {
             let partition = element.partition();
