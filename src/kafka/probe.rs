@@ -100,34 +100,42 @@ pub fn fingerprints_at(
             Err(error) => tracing::debug!(partition, %error, "cannot ask for the offsets"),
         }
     }
-    let record = |message: &BorrowedMessage<'_>| {
-        let mut chunk = Chunk::new(0);
-        chunk.push(message);
-        let fingerprint = chunk.records.first().map(|record| chunk.fingerprint(record));
-        (message.offset(), fingerprint)
-    };
-    for (partition, record) in first_records(&consumer, topic, &there, until, record)? {
-        let is_it = |(offset, _): &(i64, _)| there.contains(&(partition, *offset));
-        if let Some(record) = record {
-            found.insert(partition, Some(record).filter(is_it).and_then(|(_, fingerprint)| fingerprint));
+    let records = first_records(&consumer, topic, &there, until, chunk_of)?;
+    for (partition, offset) in there {
+        if let Some(Some(chunk)) = records.get(&partition) {
+            let record = chunk.records.first().filter(|record| record.offset == offset);
+            found.insert(partition, record.map(|record| chunk.fingerprint(record)));
         }
     }
     Ok(found)
 }
 
-/// A consumer that reads one record of each partition.
-fn reader(config: &ClientConfig) -> Result<BaseConsumer<Quiet>, KafkaError> {
+/// The record, whole.
+fn chunk_of(message: &BorrowedMessage<'_>) -> Chunk {
+    let mut chunk = Chunk::new(0);
+    chunk.push(message);
+    chunk
+}
+
+/// What every read of this module needs: nothing is committed, and what is gone is an error.
+fn one_off(config: &ClientConfig) -> ClientConfig {
     let mut config = config.clone();
     config.set("enable.auto.commit", "false");
     config.set("auto.offset.reset", "error");
+    if config.get("group.id").is_none() {
+        config.set("group.id", "feed-worker-probe");
+    }
+    config
+}
+
+/// A consumer that reads one record of each partition.
+fn reader(config: &ClientConfig) -> Result<BaseConsumer<Quiet>, KafkaError> {
+    let mut config = one_off(config);
     config.set("enable.partition.eof", "true");
     // One record of each partition is wanted, not a prefetch of it. Smaller than a usual batch, the
     // client would have to ask twice for each partition, with a pause of a second in between.
     config.set("fetch.message.max.bytes", "65536");
     config.set("fetch.queue.backoff.ms", "10");
-    if config.get("group.id").is_none() {
-        config.set("group.id", "feed-worker-probe");
-    }
     connect(&config)
 }
 
@@ -222,24 +230,14 @@ pub fn record_at(
     (partition, offset): (i32, i64),
     timeout: Duration,
 ) -> Result<Option<Chunk>, KafkaError> {
-    let mut config = config.clone();
-    config.set("enable.auto.commit", "false");
-    config.set("auto.offset.reset", "error");
-    if config.get("group.id").is_none() {
-        config.set("group.id", "feed-worker-probe");
-    }
-    let consumer = connect(&config)?;
+    let consumer = connect(&one_off(config))?;
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     consumer.assign(&list)?;
     let until = Instant::now() + timeout;
     while Instant::now() < until {
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) if message.offset() == offset => {
-                let mut chunk = Chunk::new(0);
-                chunk.push(&message);
-                return Ok(Some(chunk));
-            }
+            Some(Ok(message)) if message.offset() == offset => return Ok(Some(chunk_of(&message))),
             Some(Ok(_)) => return Ok(None),
             Some(Err(KafkaError::MessageConsumption(
                 RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
